@@ -1,0 +1,1 @@
+"""A toolkit for score-based generative modelling in continuous time."""

@@ -1,0 +1,105 @@
+"""A residual multilayer perceptron for vectors, tables and small flattened signals."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .embeddings import NoiseEmbedding, fraction, whole
+
+__all__ = ["MLP"]
+
+
+class MLP(nn.Module):
+    r"""Residual multilayer perceptron whose blocks are scaled and shifted by the noise level.
+
+    .. math::
+        h_0 = W_{in} x, \qquad h_{k+1} = h_k + V_k\, \mathrm{silu}((1 + scale_k) \odot W_k h_k + shift_k), \qquad
+        net(x, t) = W_{out} h_K
+
+    There is no normalisation layer: inputs are unit-scale by construction, and a score's size must be seen to be learned.
+    The output layer starts at zero, hence so does the network.
+
+    Args:
+        dim: Total size of one row, the product of its event shape; rows are flattened and given back in shape.
+        hidden: Width of the residual stream and of each block.
+        blocks: Number of residual blocks.
+        cond_dim: Length of the vector condition of each row; 0 for none.
+        num_classes: Number of class labels; 0 for none.
+        dropout: Probability in [0, 1) of dropping a hidden unit of a block while training.
+        time_dim: Number of Fourier features of the noise level and width of its embedding, even.
+
+    Raises:
+        ValueError: If an argument is out of its range, or ``cond_dim`` and ``num_classes`` are both given.
+
+    References:
+        He et al. (2016), arXiv:1603.05027, for the residual form without an activation after the sum; Perez et al. (2018),
+        arXiv:1709.07871, for scale and shift.
+
+    Example:
+        >>> net = MLP(dim=64, hidden=32, blocks=2)
+        >>> net(torch.randn(5, 1, 8, 8), torch.zeros(5)).shape
+        torch.Size([5, 1, 8, 8])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden: int = 256,
+        blocks: int = 4,
+        cond_dim: int = 0,
+        num_classes: int = 0,
+        dropout: float = 0.0,
+        time_dim: int = 64,
+    ) -> None:
+        super().__init__()
+        dim, hidden = whole("MLP", "dim", dim, 1), whole("MLP", "hidden", hidden, 1)
+        blocks, time_dim = whole("MLP", "blocks", blocks, 1), whole("MLP", "time_dim", time_dim, 2)
+        self.dropout = fraction("MLP", "dropout", dropout)
+        self.embedding = NoiseEmbedding([hidden] * blocks, time_dim, time_dim, cond_dim, num_classes, owner="MLP")
+        self.config = {
+            "dim": dim,
+            "hidden": hidden,
+            "blocks": blocks,
+            "cond_dim": self.embedding.cond_dim,
+            "num_classes": self.embedding.num_classes,
+            "dropout": self.dropout,
+            "time_dim": time_dim,
+        }
+        self.dim = dim
+        self.input = nn.Linear(dim, hidden)
+        self.first = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(blocks))
+        self.second = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(blocks))
+        self.output = nn.Linear(hidden, dim)
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        r"""Return the network's output, shaped like ``x``.
+
+        Args:
+            x: Unit-scale data, (B, \*E) with E of total size ``dim``.
+            t: Noise level ``log(sigma / alpha) / 4``, (B,).
+            cond: None, (B, cond_dim) floating point, or (B,) integer labels, as built.
+
+        Returns:
+            Output, (B, \*E).
+
+        Raises:
+            ValueError: If a shape or dtype does not fit.
+        """
+        if x.ndim < 2 or math.prod(x.shape[1:]) != self.dim:
+            raise ValueError(
+                f"MLP(dim={self.dim}) was given x of shape {tuple(x.shape)}: give (B, *E) with E of total size {self.dim}."
+            )
+        self.embedding.check_inputs(x, t, cond)
+        h = self.input(x.reshape(x.shape[0], self.dim))
+        for first, second, (scale, shift) in zip(self.first, self.second, self.embedding(t, cond), strict=True):
+            update = F.silu(torch.addcmul(shift, scale, first(h)))
+            if self.dropout and self.training:
+                update = F.dropout(update, self.dropout)
+            h = h + second(update)
+        return self.output(h).reshape(x.shape)

@@ -1,0 +1,227 @@
+r"""What a solver sees: an ODE, an SDE, or a semi-linear diffusion problem whose linear part is known in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+#: ``(t, x) -> like x`` with t of shape () or (B,) in x's dtype.
+Field = Callable[[Tensor, Tensor], Tensor]
+#: A time inside a solver: a Python float on a fixed grid, a float64 (B,) tensor where each sample has its own.
+Time = float | Tensor
+
+
+class Schedule(Protocol):
+    """What a solver needs of a process ``x_t = alpha(t) x_0 + sigma(t) eps``; `sdediff` processes satisfy it."""
+
+    t_min: float
+    t_max: float
+
+    def alpha(self, t: Tensor) -> Tensor: ...
+    def sigma(self, t: Tensor) -> Tensor: ...
+    def lam(self, t: Tensor) -> Tensor: ...
+    def d_alpha(self, t: Tensor) -> Tensor: ...
+    def d_sigma(self, t: Tensor) -> Tensor: ...
+    def d_lam(self, t: Tensor) -> Tensor: ...
+    def time(self, lam: Tensor) -> Tensor: ...
+
+
+def expand(value: Any, x: Tensor) -> Any:
+    """Reshape a per-sample value (B,) to broadcast against x (B, *E); a float or a () tensor passes through.
+
+    Example:
+        >>> import torch
+        >>> expand(torch.ones(3), torch.zeros(3, 4, 5)).shape
+        torch.Size([3, 1, 1])
+    """
+    if isinstance(value, Tensor) and value.ndim == 1:
+        return value.reshape(-1, *(1,) * (x.ndim - 1))
+    return value
+
+
+def as_time(t: Time, x: Tensor) -> Tensor:
+    """A time as the tensor a user's function receives: x's dtype and device, shape () or (B,)."""
+    if isinstance(t, Tensor):
+        return t.to(device=x.device, dtype=x.dtype)
+    return torch.full((), t, dtype=x.dtype, device=x.device)
+
+
+@dataclass(frozen=True)
+class ODE:
+    """The initial value problem ``dx/dt = drift(t, x)``.
+
+    Args:
+        drift: ``drift(t, x)`` -> like x; x (B, *E), t () on a fixed grid or (B,) under an adaptive solver.
+
+    Example:
+        >>> import torch, solvers
+        >>> problem = ODE(lambda t, x: -x)
+        >>> sol = solvers.solve(problem, torch.ones(1, 1), t=(0.0, 1.0), solver="rk4", steps=20)
+        >>> round(float(sol.x), 5)
+        0.36788
+    """
+
+    drift: Field
+
+    def velocity(self, t: Time, x: Tensor) -> Tensor:
+        return self.drift(as_time(t, x), x)
+
+
+@dataclass(frozen=True)
+class SDE:
+    """The Itô SDE ``dx = drift(t, x) dt + diffusion(t, x) dW``, solved in either direction of time.
+
+    Args:
+        drift: ``drift(t, x)`` -> like x.
+        diffusion: ``diffusion(t, x)`` -> broadcastable against x: the diagonal of the noise matrix.
+        noise: "additive" (diffusion does not depend on x) or "diagonal" (it may).
+
+    Raises:
+        ValueError: For another kind of noise.
+
+    Example:
+        >>> import torch, solvers
+        >>> problem = SDE(lambda t, x: -x, lambda t, x: torch.ones_like(x))
+        >>> solvers.solve(problem, torch.zeros(4, 2), t=(0.0, 1.0), solver="euler-maruyama", steps=10).x.shape
+        torch.Size([4, 2])
+    """
+
+    drift: Field
+    diffusion: Field
+    noise: Literal["additive", "diagonal"] = "additive"
+
+    def __post_init__(self) -> None:
+        if self.noise not in ("additive", "diagonal"):
+            raise ValueError(f'noise={self.noise!r} is not a kind of noise: give "additive" or "diagonal"')
+
+    def velocity(self, t: Time, x: Tensor) -> Tensor:
+        return self.drift(as_time(t, x), x)
+
+    def noise_scale(self, t: Time, x: Tensor) -> Tensor:
+        return self.diffusion(as_time(t, x), x)
+
+
+class Coefficients(NamedTuple):
+    """The schedule of a semi-linear problem at one time: Python floats on a fixed grid, broadcastable tensors otherwise."""
+
+    alpha: Any
+    sigma: Any
+    lam: Any
+    #: drift = drift_x * x + drift_d * D(t, x)
+    drift_x: Any
+    drift_d: Any
+    #: eta * g
+    noise: Any
+    eta: Any
+
+
+@dataclass(frozen=True)
+class SemiLinear:
+    r"""The reverse diffusion of ``x_t = alpha x_0 + sigma eps`` given its denoiser D(t, x) = E[x_0 | x_t = x].
+
+    One family, marginals shared by all members (Song et al. 2021, arXiv 2011.13456, Eq. 13 for eta = 0 and Eq. 6 for eta = 1; the general
+    eta is Zhang & Chen 2022, arXiv 2204.13902, Eq. 6 with their lambda = eta):
+
+    .. math:: dx = [f x - \tfrac12(1+\eta^2) g^2 s]\,dt + \eta\,g\,d\bar W
+              = [\alpha' D + \sigma' \epsilon - \eta^2\lambda'(x - \alpha D)]\,dt + \eta\,g\,d\bar W
+
+    with score :math:`s = (\alpha D - x)/\sigma^2` and :math:`\epsilon = (x-\alpha D)/\sigma`. The second form is the one evaluated: f and
+    g^2 diverge where alpha -> 0, the velocity :math:`\alpha' D + \sigma'\epsilon` does not.
+
+    Args:
+        process: The schedule (alpha, sigma, lam, their derivatives and the inverse time(lam)).
+        denoiser: ``denoiser(t, x)`` -> E[x_0 | x_t = x], like x; t float64, () or (B,).
+        eta: Noise level of the family: 0 the probability-flow ODE, 1 the reverse SDE, or a function of t (() float64 tensor or (B,)).
+            k-diffusion's eta is this one squared in its 2M-SDE; DDIM's differs too.
+        scale: Standard deviation of the data, about; sets the coordinates of adaptive solves, nothing else.
+
+    Raises:
+        ValueError: If eta is negative.
+    """
+
+    process: Schedule
+    denoiser: Field
+    eta: float | Callable[[Tensor], Tensor] = 0.0
+    scale: float = 1.0
+    _table: dict[float, Coefficients] = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not callable(self.eta) and not self.eta >= 0:
+            raise ValueError(f"eta={self.eta} is negative: give 0 (the ODE), 1 (the reverse SDE) or a value between or beyond")
+
+    @property
+    def deterministic(self) -> bool:
+        return not callable(self.eta) and self.eta == 0
+
+    #: The diffusion depends on t alone.
+    noise: Literal["additive"] = field(default="additive", init=False)
+
+    def tabulate(self, times: Iterable[float]) -> SemiLinear:
+        """This problem with its coefficients at `times` computed at once in float64, to be looked up as Python floats."""
+        keys = list(dict.fromkeys(times))
+        columns = [c.tolist() for c in self._compute(torch.tensor(keys, dtype=torch.float64))]
+        return replace(self, _table=dict(zip(keys, (Coefficients(*row) for row in zip(*columns, strict=True)), strict=True)))
+
+    def at(self, t: Time, x: Tensor) -> Coefficients:
+        """The coefficients at time t, ready to multiply x."""
+        if isinstance(t, Tensor):
+            return Coefficients(*(expand(c.to(x.dtype), x) for c in self._compute(t.double())))
+        if t not in self._table:
+            self._table[t] = Coefficients(*(float(c) for c in self._compute(torch.tensor(t, dtype=torch.float64))))
+        return self._table[t]
+
+    def _compute(self, t: Tensor) -> tuple[Tensor, ...]:
+        p = self.process
+        alpha, sigma, d_sigma, d_lam = p.alpha(t), p.sigma(t), p.d_sigma(t), p.d_lam(t)
+        eta = self.eta(t) if callable(self.eta) else torch.full_like(t, self.eta)
+        # With eps = (x - alpha D)/sigma the drift is linear in x and D.
+        extra = torch.where(eta == 0, 0.0, eta**2 * d_lam)
+        drift_x = d_sigma / sigma - extra
+        drift_d = p.d_alpha(t) - alpha * drift_x
+        noise = torch.where(eta == 0, 0.0, eta * sigma * torch.sqrt(-2 * d_lam))
+        return alpha, sigma, p.lam(t), drift_x, drift_d, noise, eta
+
+    def denoise(self, t: Time, x: Tensor) -> Tensor:
+        """D(t, x) with t as the denoiser wants it: float64, () or (B,)."""
+        if not isinstance(t, Tensor):
+            t = torch.full((), t, dtype=torch.float64)
+        return self.denoiser(t, x)
+
+    def velocity(self, t: Time, x: Tensor) -> Tensor:
+        c = self.at(t, x)
+        return _combine(c.drift_x, x, c.drift_d, self.denoise(t, x))
+
+    def noise_scale(self, t: Time, x: Tensor) -> Any:
+        return self.at(t, x).noise
+
+    def score(self, t: Time, x: Tensor) -> Tensor:
+        """``(alpha D - x)/sigma^2``, the score of the noised data."""
+        c = self.at(t, x)
+        return _combine(-1 / c.sigma**2, x, c.alpha / c.sigma**2, self.denoise(t, x))
+
+    def drift(self, t: Time, x: Tensor) -> Tensor:
+        """The drift as a plain field, for solvers that know nothing of the linear part."""
+        return self.velocity(t, x)
+
+    def diffusion(self, t: Time, x: Tensor) -> Tensor:
+        """The diffusion as a plain field, like x."""
+        return torch.as_tensor(self.noise_scale(t, x), dtype=x.dtype, device=x.device).expand_as(x)
+
+
+Problem = ODE | SDE | SemiLinear
+
+
+def _combine(a: Any, x: Tensor, b: Any, y: Tensor) -> Tensor:
+    """``a x + b y`` in two kernels when a and b are floats."""
+    if isinstance(b, Tensor):
+        return torch.addcmul(a * x, b, y)
+    return torch.add(x * a, y, alpha=b)
+
+
+def is_deterministic(problem: Problem) -> bool:
+    """True for an ODE and for a semi-linear problem at eta = 0."""
+    return isinstance(problem, ODE) or (isinstance(problem, SemiLinear) and problem.deterministic)
