@@ -1,4 +1,4 @@
-"""Networks ``net(x, t, cond=None)`` that a model is built from; none knows of processes, losses or solvers."""
+"""Networks ``net(x, t, cond=None)`` for a model to be built from; they know no process, loss or solver."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ from .unet import UNet
 
 __all__ = ["MLP", "REGISTRY", "FourierFeatures", "NoiseEmbedding", "UNet"]
 
-#: Network classes by name: ``REGISTRY[type(net).__name__](**net.config)`` rebuilds a network from what a file can hold.
+#: Network classes by name: ``REGISTRY[name](**net.config)`` rebuilds what a file names.
 REGISTRY: dict[str, type[nn.Module]] = {"MLP": MLP, "UNet": UNet}

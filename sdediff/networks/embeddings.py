@@ -1,6 +1,6 @@
-"""What every network here shares: features of the noise level, conditioning, and checks of inputs.
+r"""What every network here shares: features of the noise level, conditioning, and checks of inputs.
 
-A network is called as ``net(x, t, cond=None)`` with unit-scale data ``x`` of shape (B, \\*E), the noise level
+A network is called as ``net(x, t, cond=None)`` with unit-scale data ``x`` of shape (B, \*E), the noise level
 ``t = log(sigma / alpha) / 4`` of shape (B,), and, if it was built for it, a condition per row.
 """
 
@@ -17,12 +17,13 @@ __all__ = ["FourierFeatures", "NoiseEmbedding"]
 
 
 class FourierFeatures(nn.Module):
-    r"""Encode a noise level by sines and cosines of log-spaced frequencies.
+    r"""Encode a noise level by cosines and sines of log-spaced frequencies.
 
-    .. math:: \phi(t) = (\cos(\omega_k t), \sin(\omega_k t))_{k=1..dim/2}
+    .. math:: \phi(t) = (\cos \omega_1 t, \dots, \cos \omega_n t, \sin \omega_1 t, \dots, \sin \omega_n t),
+        \qquad n = dim / 2
 
-    The frequencies are fixed and low: a network's output is then smooth in the noise level, which is what solvers of high
-    order and quadratures of the divergence live on. Random features of scale 16, as used for images, are not.
+    The frequencies are fixed and low, so that a network is smooth in the noise level, on which solvers of
+    high order and quadratures of the divergence depend. Random ones of scale 16, as used for images, are not.
 
     Args:
         dim: Number of features, even and positive.
@@ -30,11 +31,11 @@ class FourierFeatures(nn.Module):
         highest: Largest angular frequency, radians per unit of ``t``.
 
     Raises:
-        ValueError: If ``dim`` is odd or not positive, or the frequencies are not ordered and positive.
+        ValueError: If ``dim`` is odd or not positive, or the frequencies are not positive and in order.
 
     References:
-        Vaswani et al. (2017), arXiv:1706.03762, section 3.5, with frequencies suited to ``t`` in about [-4, 2] in place of
-        token positions.
+        Vaswani et al. (2017), arXiv:1706.03762, section 3.5, with frequencies suited to ``t`` in about
+        [-4, 2] in place of token positions.
 
     Example:
         >>> FourierFeatures(4)(torch.zeros(2)).tolist()
@@ -45,14 +46,16 @@ class FourierFeatures(nn.Module):
 
     def __init__(self, dim: int, lowest: float = 0.25, highest: float = 8.0) -> None:
         super().__init__()
-        dim = whole("FourierFeatures", "dim", dim, 2)
-        if dim % 2:
-            raise ValueError(f"FourierFeatures was given dim={dim}, but sines and cosines come in pairs: use an even dim.")
+        if whole("FourierFeatures", "dim", dim, 2) % 2:
+            raise ValueError(
+                f"FourierFeatures was given dim={dim}, but its features come in pairs: give an even dim."
+            )
         if not 0 < lowest <= highest < math.inf:
             raise ValueError(
-                f"FourierFeatures was given frequencies from {lowest} to {highest}: give 0 < lowest <= highest, finite."
+                f"FourierFeatures was given frequencies from {lowest} to {highest}: "
+                "give finite ones with 0 < lowest <= highest."
             )
-        # Rounded to float32 first, so that a float64 network is the same function whether it was built or cast so.
+        # Rounded to float32 first, so that a float64 network is the same function whether built or cast so.
         omega = torch.logspace(math.log10(lowest), math.log10(highest), dim // 2, dtype=torch.float32)
         self.register_buffer("frequencies", omega.to(torch.get_default_dtype()), persistent=False)
 
@@ -64,12 +67,13 @@ class FourierFeatures(nn.Module):
 
 
 class NoiseEmbedding(nn.Module):
-    r"""Turn the noise level and the condition of each row into the scales and shifts of a network's blocks.
+    r"""Turn the noise level and the condition of each row into scales and shifts of a network's blocks.
 
-    .. math:: e = \mathrm{silu}(W_2\, \mathrm{silu}(W_1 \phi(t) + C(cond))), \qquad (1 + scale_k, shift_k) = W_3 e + b
+    .. math:: e = \mathrm{silu}(W_2\, \mathrm{silu}(W_1 \phi(t) + b_1 + C(cond)) + b_2), \qquad
+        (scale_k, shift_k) = (1, 0) + A_k e
 
-    with :math:`\phi` the Fourier features of ``t`` and :math:`C` a linear layer for vectors, a table for class labels. One matrix
-    product serves all blocks.
+    with :math:`\phi` the Fourier features of ``t`` and :math:`C` a matrix for vectors or a table for class
+    labels. One matrix product serves all blocks.
 
     Args:
         widths: Width of each block to be modulated.
@@ -77,17 +81,18 @@ class NoiseEmbedding(nn.Module):
         dim: Width of the embedding ``e``.
         cond_dim: Length of a vector condition; 0 for none.
         num_classes: Number of class labels; 0 for none.
-        owner: Name used in error messages.
+        owner: Name of the network, for error messages.
 
     Raises:
-        ValueError: If a size is not a whole number in its range, or both ``cond_dim`` and ``num_classes`` are given.
+        ValueError: If a size is out of its range, or ``cond_dim`` and ``num_classes`` are both given.
 
     References:
-        Perez et al. (2018), arXiv:1709.07871, for scale and shift; Nichol and Dhariwal (2021), arXiv:2102.09672, section 3.1.
+        Perez et al. (2018), arXiv:1709.07871, for scale and shift, whose gamma and beta they are; Nichol and
+        Dhariwal (2021), arXiv:2102.09672, for their use with noise levels.
 
     Example:
         >>> embed = NoiseEmbedding([8, 16], features=4, dim=32)
-        >>> [tuple(part.shape) for pair in embed(torch.zeros(5)) for part in pair]
+        >>> [tuple(part.shape) for pair in embed(torch.randn(5)) for part in pair]
         [(5, 8), (5, 8), (5, 16), (5, 16)]
     """
 
@@ -106,86 +111,92 @@ class NoiseEmbedding(nn.Module):
         self.num_classes = whole(owner, "num_classes", num_classes, 0)
         if cond_dim and num_classes:
             raise ValueError(
-                f"{owner} was given cond_dim={cond_dim} and num_classes={num_classes}, but takes one kind of condition: "
-                "set one of them to 0."
+                f"{owner} was given cond_dim={cond_dim} and num_classes={num_classes} but takes one kind of "
+                "condition: set one of them to 0."
             )
-        self.sizes = [size for width in widths for size in (width, width)]
         self.features = FourierFeatures(features)
         self.time = nn.Linear(features, dim)
         self.cond: nn.Module | None = None
         if cond_dim:
-            self.cond = nn.Linear(cond_dim, dim, bias=False)
+            self.cond = nn.Linear(self.cond_dim, dim, bias=False)
         elif num_classes:
-            self.cond = nn.Embedding(num_classes, dim)
+            self.cond = nn.Embedding(self.num_classes, dim)
         self.hidden = nn.Linear(dim, dim)
+        self.sizes = [size for width in widths for size in (width, width)]
         self.modulation = nn.Linear(dim, sum(self.sizes))
-        with torch.no_grad():  # blocks start near scale 1 and shift 0
-            bias = torch.cat([torch.full((size,), 1.0 - i % 2) for i, size in enumerate(self.sizes)])
-            self.modulation.bias.copy_(bias)
+        with torch.no_grad():
+            parts = [torch.full((size,), 1.0 - i % 2) for i, size in enumerate(self.sizes)]
+            self.modulation.bias.copy_(torch.cat(parts))
 
     def forward(self, t: Tensor, cond: Tensor | None = None) -> list[tuple[Tensor, Tensor]]:
-        """Return a pair (1 + scale, shift) per block: tensors (B, width), or (1, width) where all rows share one ``t``."""
-        if self.cond is None and t.shape[0] > 1 and t.stride(0) == 0:
-            t = t[:1]  # an expanded t, as in sampling: embed it once
+        """Return (scale, shift) per block, each (B, width), or (1, width) where ``t`` is expanded."""
+        if cond is None and t.shape[0] > 1 and t.stride(0) == 0:
+            t = t[:1]  # as in sampling on a grid, where it saves a fifth of an MLP's time
         h = self.time(self.features(t))
-        if self.cond is not None:
-            h = h + self.embed_condition(cond, h)
+        if cond is not None:
+            h = h + self.embed_condition(cond, h.dtype)
         h = F.silu(self.hidden(F.silu(h)))
         parts = self.modulation(h).split(self.sizes, dim=-1)
         return list(zip(parts[::2], parts[1::2], strict=True))
 
-    def embed_condition(self, cond: Tensor | None, like: Tensor) -> Tensor:
-        """Return the condition's part of the embedding, (B, dim); ``check_inputs`` has seen to its shape and type."""
-        assert cond is not None and self.cond is not None
+    def embed_condition(self, cond: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return the condition's part of the embedding, (B, dim)."""
+        assert self.cond is not None, "check_inputs comes first"
         if self.cond_dim:
-            return self.cond(cond.to(like.dtype))
+            return self.cond(cond.to(dtype))
         try:
             return self.cond(cond.long())
-        except IndexError:  # raised by the look-up itself, so a valid label costs no reading back of values
+        except IndexError:  # from the look-up itself: valid labels are never read back to be compared
             raise ValueError(
-                f"{self.owner} was given a class label outside 0..{self.num_classes - 1}: renumber the labels or raise num_classes."
+                f"{self.owner} was given a class label outside 0..{self.num_classes - 1}: "
+                "renumber the labels or build the network with more num_classes."
             ) from None
 
     def check_inputs(self, x: Tensor, t: Tensor, cond: Tensor | None) -> None:
-        """Raise a one-sentence ``ValueError`` where ``x``, ``t`` and ``cond`` do not fit together or this network.
+        r"""Raise a one-sentence error where ``x``, ``t`` and ``cond`` do not fit together or this network.
 
         Args:
-            x: Data, (B, \\*E), the network's own dtype.
+            x: Data, (B, \*E), of the dtype of the weights.
             t: Noise level, (B,), floating point.
             cond: None, or (B, cond_dim) floating point, or (B,) integer labels, as the network was built.
 
         Raises:
             ValueError: On the first mismatch.
         """
-        name, dtype = self.owner, self.time.weight.dtype
+        name, rows, dtype = self.owner, x.shape[0], self.time.weight.dtype
         if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
-            raise ValueError(f"{name} has {dtype} weights but was given {x.dtype} data: cast one, such as x.to({dtype}).")
-        if t.shape != x.shape[:1] or not t.is_floating_point():
             raise ValueError(
-                f"{name} was given t of shape {tuple(t.shape)} and {t.dtype} for {x.shape[0]} rows: "
-                f"give floating-point noise levels of shape ({x.shape[0]},)."
+                f"{name} has {dtype} weights but was given {x.dtype} x: cast one, as by x.to({dtype})."
             )
-        if cond is None and self.cond is None:
-            return
+        if t.shape != (rows,) or not t.is_floating_point():
+            raise ValueError(
+                f"{name} was given t of shape {tuple(t.shape)} and {t.dtype} with {rows} rows of x: "
+                f"give floating-point noise levels of shape ({rows},)."
+            )
         if cond is None:
-            raise ValueError(f"{name} was built for a condition but got none: pass cond as {self.wanted(x.shape[0])}.")
+            if self.cond is not None:
+                raise ValueError(
+                    f"{name} was built for a condition but given none: pass {self.wanted(rows)}."
+                )
+            return
         if self.cond is None:
             raise ValueError(
-                f"{name} was built without a condition but got cond of shape {tuple(cond.shape)}: "
+                f"{name} was built without a condition but given cond of shape {tuple(cond.shape)}: "
                 "drop it, or build the network with cond_dim or num_classes."
             )
-        whole_numbers = not (cond.is_floating_point() or cond.is_complex() or cond.dtype == torch.bool)
-        kind = cond.is_floating_point() if self.cond_dim else whole_numbers
-        if cond.shape != x.shape[:1] + ((self.cond_dim,) if self.cond_dim else ()) or not kind:
+        integer = not (cond.is_floating_point() or cond.is_complex() or cond.dtype == torch.bool)
+        fits = cond.is_floating_point() if self.cond_dim else integer
+        if not fits or cond.shape != ((rows, self.cond_dim) if self.cond_dim else (rows,)):
             raise ValueError(
-                f"{name} was given cond of shape {tuple(cond.shape)} and {cond.dtype}: pass {self.wanted(x.shape[0])}."
+                f"{name} was given cond of shape {tuple(cond.shape)} and {cond.dtype}: "
+                f"pass {self.wanted(rows)}."
             )
 
     def wanted(self, rows: int) -> str:
         """Say in words which condition fits ``rows`` rows."""
         if self.cond_dim:
-            return f"a floating-point tensor of shape ({rows}, {self.cond_dim})"
-        return f"integer labels of shape ({rows},)"
+            return f"cond as a floating-point tensor of shape ({rows}, {self.cond_dim})"
+        return f"cond as integer labels of shape ({rows},)"
 
 
 def whole(owner: str, name: str, value: object, least: int) -> int:
@@ -198,5 +209,5 @@ def whole(owner: str, name: str, value: object, least: int) -> int:
 def fraction(owner: str, name: str, value: object) -> float:
     """Return ``value`` as a float in [0, 1), or raise a ``ValueError`` that names the argument."""
     if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= float(value) < 1:
-        raise ValueError(f"{owner} was given {name}={value!r}: give a number from 0 up to but not including 1.")
+        raise ValueError(f"{owner} was given {name}={value!r}: give a number of at least 0 and below 1.")
     return float(value)

@@ -17,26 +17,27 @@ class MLP(nn.Module):
     r"""Residual multilayer perceptron whose blocks are scaled and shifted by the noise level.
 
     .. math::
-        h_0 = W_{in} x, \qquad h_{k+1} = h_k + V_k\, \mathrm{silu}((1 + scale_k) \odot W_k h_k + shift_k), \qquad
-        net(x, t) = W_{out} h_K
+        h_0 = W_{in} x + b_{in}, \qquad
+        h_{k+1} = h_k + V_k\, \mathrm{silu}(scale_k \odot (W_k h_k + b_k) + shift_k) + c_k, \qquad
+        net(x, t) = W_{out} h_K + b_{out}
 
-    There is no normalisation layer: inputs are unit-scale by construction, and a score's size must be seen to be learned.
-    The output layer starts at zero, hence so does the network.
+    There is no normalisation layer: inputs are unit-scale already, and their size is part of what a score
+    depends on. The output layer starts at zero, and hence so does the network.
 
     Args:
-        dim: Total size of one row, the product of its event shape; rows are flattened and given back in shape.
+        dim: Total size of one row, the product of its event shape; rows are flattened and given back so.
         hidden: Width of the residual stream and of each block.
         blocks: Number of residual blocks.
         cond_dim: Length of the vector condition of each row; 0 for none.
         num_classes: Number of class labels; 0 for none.
-        dropout: Probability in [0, 1) of dropping a hidden unit of a block while training.
+        dropout: Probability in [0, 1) of dropping a hidden value of a block while training.
         time_dim: Number of Fourier features of the noise level and width of its embedding, even.
 
     Raises:
         ValueError: If an argument is out of its range, or ``cond_dim`` and ``num_classes`` are both given.
 
     References:
-        He et al. (2016), arXiv:1603.05027, for the residual form without an activation after the sum; Perez et al. (2018),
+        He et al. (2016), arXiv:1603.05027, for the sum without an activation after it; Perez et al. (2018),
         arXiv:1709.07871, for scale and shift.
 
     Example:
@@ -53,23 +54,21 @@ class MLP(nn.Module):
         cond_dim: int = 0,
         num_classes: int = 0,
         dropout: float = 0.0,
-        time_dim: int = 64,
+        time_dim: int = 128,
     ) -> None:
         super().__init__()
-        dim, hidden = whole("MLP", "dim", dim, 1), whole("MLP", "hidden", hidden, 1)
-        blocks, time_dim = whole("MLP", "blocks", blocks, 1), whole("MLP", "time_dim", time_dim, 2)
-        self.dropout = fraction("MLP", "dropout", dropout)
-        self.embedding = NoiseEmbedding([hidden] * blocks, time_dim, time_dim, cond_dim, num_classes, owner="MLP")
         self.config = {
-            "dim": dim,
-            "hidden": hidden,
-            "blocks": blocks,
-            "cond_dim": self.embedding.cond_dim,
-            "num_classes": self.embedding.num_classes,
-            "dropout": self.dropout,
-            "time_dim": time_dim,
+            "dim": whole("MLP", "dim", dim, 1),
+            "hidden": whole("MLP", "hidden", hidden, 1),
+            "blocks": whole("MLP", "blocks", blocks, 1),
+            "cond_dim": whole("MLP", "cond_dim", cond_dim, 0),
+            "num_classes": whole("MLP", "num_classes", num_classes, 0),
+            "dropout": fraction("MLP", "dropout", dropout),
+            "time_dim": whole("MLP", "time_dim", time_dim, 2),
         }
-        self.dim = dim
+        self.dim, self.dropout = dim, dropout
+        widths = [hidden] * blocks
+        self.embedding = NoiseEmbedding(widths, time_dim, time_dim, cond_dim, num_classes, owner="MLP")
         self.input = nn.Linear(dim, hidden)
         self.first = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(blocks))
         self.second = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(blocks))
@@ -93,11 +92,13 @@ class MLP(nn.Module):
         """
         if x.ndim < 2 or math.prod(x.shape[1:]) != self.dim:
             raise ValueError(
-                f"MLP(dim={self.dim}) was given x of shape {tuple(x.shape)}: give (B, *E) with E of total size {self.dim}."
+                f"MLP(dim={self.dim}) was given x of shape {tuple(x.shape)}: "
+                f"give (B, *E) with E of total size {self.dim}."
             )
         self.embedding.check_inputs(x, t, cond)
         h = self.input(x.reshape(x.shape[0], self.dim))
-        for first, second, (scale, shift) in zip(self.first, self.second, self.embedding(t, cond), strict=True):
+        modulations = self.embedding(t, cond)
+        for first, second, (scale, shift) in zip(self.first, self.second, modulations, strict=True):
             update = F.silu(torch.addcmul(shift, scale, first(h)))
             if self.dropout and self.training:
                 update = F.dropout(update, self.dropout)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,27 +14,29 @@ from .embeddings import NoiseEmbedding, fraction, whole
 
 __all__ = ["UNet"]
 
-CONVOLUTIONS: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+CONVOLUTIONS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+AXES = {1: "L", 2: "H, W", 3: "D, H, W"}
 
 
 class UNet(nn.Module):
     r"""U-Net of residual blocks, scaled and shifted by the noise level, with self-attention at chosen levels.
 
-    Level k works with ``base * multipliers[k]`` channels at ``ceil(size / 2^k)`` pixels per axis. The way down halves by strided
-    convolutions; the way up repeats pixels to the exact size of the feature map it joins, so any size is met without padding.
-    Sums of a block and its input are divided by sqrt(2). The output convolution starts at zero, hence so does the network.
+    Level k works with ``base * multipliers[k]`` channels on ``ceil(size / 2^k)`` pixels per axis. The way
+    down halves by strided convolutions; the way up repeats pixels to the exact size of the feature map they
+    join, so data of any size fits without padding. Sums of a block and its input are divided by sqrt(2). The
+    output convolution starts at zero, and hence so does the network.
 
     Args:
         channels: Channels of the data, at least 1.
-        dims: Number of spatial axes: 1 for signals (B, C, L), 2 for images (B, C, H, W), 3 for volumes (B, C, D, H, W).
+        dims: Number of spatial axes: 1 for signals (B, C, L), 2 for images (B, C, H, W), 3 for volumes.
         base: Channels of the finest level, at least 4.
-        multipliers: Width of each level in units of ``base``, finest first; their number is the number of levels.
-        blocks: Residual blocks per level on the way down (one more on the way up).
-        attention: Levels with self-attention; negative ones count from the coarsest. Its memory grows with the square of the
-            number of pixels at that level.
-        groups: Largest number of groups of the group norms; the number used divides the channels and leaves at least four
-            channels in a group.
-        dropout: Probability in [0, 1) of dropping a hidden unit of a block while training.
+        multipliers: Width of each level in units of ``base``, finest first, one per level.
+        blocks: Residual blocks per level on the way down; there is one more on the way up.
+        attention: Levels with self-attention, negative ones counted from the coarsest; its memory grows with
+            the square of the number of pixels there.
+        groups: Largest number of groups in a group norm; the number used divides the channels and leaves at
+            least four of them in a group.
+        dropout: Probability in [0, 1) of dropping a hidden value of a block while training.
         cond_dim: Length of the vector condition of each row; 0 for none.
         num_classes: Number of class labels; 0 for none.
 
@@ -41,8 +44,8 @@ class UNet(nn.Module):
         ValueError: If an argument is out of its range, or ``cond_dim`` and ``num_classes`` are both given.
 
     References:
-        Ronneberger et al. (2015), arXiv:1505.04597; Ho et al. (2020), arXiv:2006.11239, appendix B; Song et al. (2021),
-        arXiv:2011.13456, appendix H, for DDPM++ and the division by sqrt(2), without its FIR filters and progressive branches.
+        Ronneberger et al. (2015), arXiv:1505.04597; Ho et al. (2020), arXiv:2006.11239, appendix B; Song et
+        al. (2021), arXiv:2011.13456, appendix H, for DDPM++ and the division by sqrt(2).
 
     Example:
         >>> net = UNet(channels=3, base=8)
@@ -70,30 +73,30 @@ class UNet(nn.Module):
         last = len(widths) - 1
         attended = {level % len(widths) for level in self.config["attention"]}
 
-        def block(width: int, out: int, level: int) -> Block:
-            return Block(dims, width, out, groups, self.config["dropout"], attend=level in attended)
+        def block(width: int, level: int, attend: bool) -> Block:
+            return Block(dims, width, widths[level], groups, self.config["dropout"], attend)
 
         self.stem = convolution(dims, channels, base)
-        self.down = nn.ModuleList()  # blocks and, between levels, strided convolutions
-        width, skips = base, [base]
-        for level, out in enumerate(widths):
+        self.down = nn.ModuleList()  # blocks and, between levels, convolutions that halve
+        skips = [base]
+        for level, width in enumerate(widths):
             for _ in range(blocks):
-                self.down.append(block(width, out, level))
-                skips.append(width := out)
+                self.down.append(block(skips[-1], level, level in attended))
+                skips.append(width)
             if level < last:
-                self.down.append(convolution(dims, out, out, stride=2))
-                skips.append(out)
-        self.middle = nn.ModuleList([block(width, width, last), block(width, width, -1)])
-        self.up = nn.ModuleList()  # blocks that read a skip and, between levels, convolutions after repeating pixels
-        for level in reversed(range(len(widths))):
+                self.down.append(convolution(dims, width, width, stride=2))
+                skips.append(width)
+        self.middle = nn.ModuleList([block(width, last, last in attended), block(width, last, False)])
+        self.up = nn.ModuleList()  # blocks that join a skip and, between levels, convolutions after doubling
+        for level in range(last, -1, -1):
             for _ in range(blocks + 1):
-                self.up.append(block(width + skips.pop(), widths[level], level))
+                self.up.append(block(width + skips.pop(), level, level in attended))
                 width = widths[level]
             if level:
                 self.up.append(convolution(dims, width, width))
-        self.norm = group_norm(width, groups)
-        self.output = zeroed(convolution(dims, width, channels))
-        modulated = [part.out for part in (*self.down, *self.middle, *self.up) if isinstance(part, Block)]
+        self.norm = group_norm(base * multipliers[0], groups)
+        self.output = zeroed(convolution(dims, base * multipliers[0], channels))
+        modulated = [part.width for part in (*self.down, *self.middle, *self.up) if isinstance(part, Block)]
         self.embedding = NoiseEmbedding(modulated, 2 * base, 4 * base, cond_dim, num_classes, owner="UNet")
         self.config |= {"cond_dim": self.embedding.cond_dim, "num_classes": self.embedding.num_classes}
 
@@ -112,10 +115,9 @@ class UNet(nn.Module):
             ValueError: If a shape or dtype does not fit.
         """
         if x.ndim != self.dims + 2 or x.shape[1] != self.channels or 0 in x.shape[2:]:
-            size = ", ".join("LHWD"[: 0] or ["L"] if self.dims == 1 else ["D", "H", "W"][3 - self.dims :])
             raise ValueError(
                 f"UNet(channels={self.channels}, dims={self.dims}) was given x of shape {tuple(x.shape)}: "
-                f"give (B, {self.channels}, {size})."
+                f"give (B, {self.channels}, {AXES[self.dims]}) with no empty axis."
             )
         self.embedding.check_inputs(x, t, cond)
         modulations = iter(self.embedding(t, cond))
@@ -130,25 +132,26 @@ class UNet(nn.Module):
             if isinstance(part, Block):
                 h = part(torch.cat([h, skips.pop()], dim=1), *next(modulations))
             else:
-                h = part(enlarge(h, skips[-1].shape[2:]))
+                # n pixels came from 2n or 2n - 1; either way pixel i there repeats pixel i // 2 here.
+                h = part(F.interpolate(h, size=skips[-1].shape[2:], mode="nearest"))
         return self.output(F.silu(self.norm(h)))
 
 
 class Block(nn.Module):
-    """Residual block, optionally followed by self-attention; the second norm is scaled and shifted by the noise level."""
+    """Residual block, scaled and shifted by the noise level after its second norm; attention is optional."""
 
-    def __init__(self, dims: int, width: int, out: int, groups: int, dropout: float, attend: bool) -> None:
+    def __init__(self, dims: int, inner: int, width: int, groups: int, dropout: float, attend: bool) -> None:
         super().__init__()
-        self.out, self.dropout = out, dropout
-        self.norm1 = group_norm(width, groups)
-        self.conv1 = convolution(dims, width, out)
-        self.norm2 = group_norm(out, groups, affine=False)
-        self.conv2 = zeroed(convolution(dims, out, out))
-        self.skip = convolution(dims, width, out, kernel=1) if width != out else nn.Identity()
-        self.attention = Attention(out, groups) if attend else nn.Identity()
+        self.width, self.dropout = width, dropout
+        self.norm1 = group_norm(inner, groups)
+        self.conv1 = convolution(dims, inner, width)
+        self.norm2 = group_norm(width, groups, affine=False)
+        self.conv2 = zeroed(convolution(dims, width, width))
+        self.skip = convolution(dims, inner, width, kernel=1) if inner != width else nn.Identity()
+        self.attention = Attention(width, groups) if attend else nn.Identity()
 
     def forward(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        """Return features (B, out, *size) of ``x`` (B, width, *size); ``scale`` and ``shift`` are (B, out) or (1, out)."""
+        """Map ``x``, (B, inner, *size), to (B, width, *size); ``scale`` and ``shift`` are (B or 1, width)."""
         h = self.norm2(self.conv1(F.silu(self.norm1(x))))
         per_channel = scale.shape + (1,) * (x.ndim - 2)
         h = F.silu(torch.addcmul(shift.reshape(per_channel), scale.reshape(per_channel), h))
@@ -158,41 +161,40 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over all pixels with heads of about 64 channels, as a residual with division by sqrt(2)."""
+    """Self-attention over all pixels, with heads of about 64 channels, added to its input."""
 
     def __init__(self, width: int, groups: int) -> None:
         super().__init__()
-        self.heads = next(n for n in range(max(1, width // 64), 0, -1) if width % n == 0)
+        self.heads = divisor(width, width // 64)
         self.norm = group_norm(width, groups)
         self.qkv = nn.Conv1d(width, 3 * width, 1)
-        self.out = zeroed(nn.Conv1d(width, width, 1))
+        self.output = zeroed(nn.Conv1d(width, width, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return features of the shape of ``x``, (B, width, *size)."""
-        heads = (x.shape[0], 3 * self.heads, x.shape[1] // self.heads, -1)
+        """Map ``x``, (B, width, *size), to the same shape."""
         flat = x.flatten(2)
-        # Written out: the fused attention kernel of torch has no forward-mode derivative on CPUs.
-        q, k, v = self.qkv(self.norm(flat)).reshape(heads).chunk(3, dim=1)
-        weights = (q.transpose(-1, -2) @ (k / math.sqrt(k.shape[2]))).softmax(dim=-1)
+        heads = (x.shape[0], 3 * self.heads, x.shape[1] // self.heads, flat.shape[2])
+        q, k, v = self.qkv(self.norm(flat)).reshape(heads).chunk(3, dim=1)  # (B, heads, channels, pixels)
+        # Written out, because torch's fused attention has no forward-mode derivative on CPUs.
+        weights = (q.transpose(-1, -2) @ k / math.sqrt(heads[2])).softmax(dim=-1)
         h = (v @ weights.transpose(-1, -2)).reshape(flat.shape)
-        return ((flat + self.out(h)) * math.sqrt(0.5)).reshape(x.shape)
-
-
-def enlarge(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Repeat each pixel of ``x`` twice along every axis and keep the first ``size``, the inverse of halving rounded up."""
-    return F.interpolate(x, size=tuple(size), mode="nearest")
+        return ((flat + self.output(h)) * math.sqrt(0.5)).reshape(x.shape)
 
 
 def convolution(dims: int, width: int, out: int, kernel: int = 3, stride: int = 1) -> nn.Module:
-    """Return a convolution over ``dims`` axes whose output has ``ceil(size / stride)`` pixels per axis."""
+    """Return a convolution over ``dims`` axes that gives ``ceil(size / stride)`` pixels per axis."""
     return CONVOLUTIONS[dims](width, out, kernel, stride=stride, padding=kernel // 2)
 
 
 def group_norm(width: int, groups: int, affine: bool = True) -> nn.GroupNorm:
-    """Return a group norm with the largest number of groups that divides ``width`` and leaves four channels in each."""
-    # A group of one channel at one pixel would be normalised to zero, and the network would not see its input.
-    count = next(n for n in range(max(1, min(groups, width // 4)), 0, -1) if width % n == 0)
-    return nn.GroupNorm(count, width, affine=affine)
+    """Return a group norm over ``width`` channels of at most ``groups`` groups."""
+    # At a single pixel a group of one channel is normalised to zero, and the network would not see its input.
+    return nn.GroupNorm(divisor(width, min(groups, width // 4)), width, affine=affine)
+
+
+def divisor(number: int, most: int) -> int:
+    """Return the largest divisor of ``number`` that is at most ``most``, or 1."""
+    return next(n for n in range(max(1, most), 0, -1) if number % n == 0)
 
 
 def zeroed(layer: nn.Module) -> nn.Module:
@@ -211,5 +213,29 @@ def check_arguments(
     attention: Sequence[int],
     groups: int,
     dropout: float,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Return the checked arguments as a dict that JSON can hold, or raise a one-sentence ``ValueError``."""
+    if whole("UNet", "dims", dims, 1) not in CONVOLUTIONS:
+        raise ValueError(f"UNet was given dims={dims}: give 1 for signals, 2 for images or 3 for volumes.")
+    for name, values in (("multipliers", multipliers), ("attention", attention)):
+        if not isinstance(values, Sequence) or isinstance(values, str):
+            raise ValueError(
+                f"UNet was given {name}={values!r}: give a sequence of whole numbers, as in (1, 2)."
+            )
+    if not multipliers:
+        raise ValueError("UNet was given no multipliers: give one whole number per level, such as (1, 2).")
+    levels = len(multipliers)
+    if any(whole("UNet", "attention level", level, -levels) >= levels for level in attention):
+        raise ValueError(
+            f"UNet was given attention={attention!r} but has only levels 0 to {levels - 1}: name those."
+        )
+    return {
+        "channels": whole("UNet", "channels", channels, 1),
+        "dims": int(dims),
+        "base": whole("UNet", "base", base, 4),
+        "multipliers": [whole("UNet", "multiplier", multiplier, 1) for multiplier in multipliers],
+        "blocks": whole("UNet", "blocks", blocks, 1),
+        "attention": [int(level) for level in attention],
+        "groups": whole("UNet", "groups", groups, 1),
+        "dropout": fraction("UNet", "dropout", dropout),
+    }
