@@ -1,0 +1,184 @@
+"""Tensors from .npy, .npz, .pt and CSV files, without running code from them."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_SUFFIXES = (".npy", ".npz", ".pt", ".csv")
+
+
+class Table(NamedTuple):
+    """Values (N, D) and the names of the D columns."""
+
+    values: Tensor
+    columns: list[str]
+
+
+def read(path: str | os.PathLike[str], *, key: str | None = None, dtype: torch.dtype | None = None) -> Tensor:
+    """Read a tensor from a file.
+
+    Args:
+        path: A ``.npy``, ``.npz``, ``.pt`` (a tensor or a dict of tensors) or ``.csv`` file. ``"data.npz:images"`` chooses an array.
+        key: Which array of an ``.npz`` or ``.pt`` file; may be left out when there is one.
+        dtype: Floating type of the result; torch's default when left out. Integers, which may be labels, keep theirs then.
+
+    Returns:
+        The tensor; (N, D) for CSV.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is of another kind, damaged, would need code to run, holds no or several arrays and no key chooses
+            one, or a CSV cell is missing or no number.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "a.npy"
+        >>> np.save(path, np.eye(2))
+        >>> read(path)
+        tensor([[1., 0.],
+                [0., 1.]])
+    """
+    file, key = _split_key(os.fspath(path), key)
+    suffix = Path(file).suffix.lower()
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"there is no file {file}")
+    if suffix == ".csv":
+        if key is not None:
+            raise ValueError(f"{file} is one table, but the array {key!r} was asked for: leave the key out")
+        return read_csv(file, dtype=dtype).values
+    if suffix not in _SUFFIXES:
+        raise ValueError(f"{file} is of no kind that can be read: give one of {', '.join(_SUFFIXES)}")
+    tensor = _tensor(_choose(_load(file, suffix), file, key), file)
+    if dtype is not None or tensor.is_floating_point():
+        tensor = tensor.to(dtype or torch.get_default_dtype())
+    return tensor
+
+
+def read_csv(
+    path: str | os.PathLike[str], *, header: bool | None = None, delimiter: str | None = None, dtype: torch.dtype | None = None
+) -> Table:
+    """Read a table of numbers.
+
+    Args:
+        path: A CSV file in UTF-8.
+        header: Whether the first line names the columns; found out when left out (no cell of it is a number).
+        delimiter: Between cells; the most frequent of ``, ; tab`` in the first line when left out.
+        dtype: Floating type of the values; torch's default when left out.
+
+    Returns:
+        Values (N, D) and column names (``column 1`` ... without a header).
+
+    Raises:
+        ValueError: Naming line and column, if a cell is empty, NaN, infinite or no number, or a line has another number of cells.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "a.csv"
+        >>> _ = path.write_text("height,width\\n1.5,2\\n3,4\\n")
+        >>> read_csv(path)
+        Table(values=tensor([[1.5000, 2.0000],
+                [3.0000, 4.0000]]), columns=['height', 'width'])
+    """
+    name = os.fspath(path)
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        try:
+            delimiter = delimiter or _delimiter(file.readline())
+            file.seek(0)
+            reader = csv.reader(file, delimiter=delimiter, skipinitialspace=True)
+            lines = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(f"{name} is no CSV text in UTF-8 ({error}): save it as such") from error
+    if not lines:
+        raise ValueError(f"{name} is empty: it needs at least one line of numbers")
+    first = lines[0][1]
+    if header is None:
+        header = not any(_is_number(cell) for cell in first)
+    columns = [cell.strip() for cell in first] if header else [f"column {i + 1}" for i in range(len(first))]
+    rows = lines[1:] if header else lines
+    if not rows:
+        raise ValueError(f"{name} has a header and no rows: it needs at least one line of numbers")
+    values = np.array([_numbers(row, columns, number, name) for number, row in rows])
+    return Table(torch.from_numpy(values).to(dtype or torch.get_default_dtype()), columns)
+
+
+def _split_key(path: str, key: str | None) -> tuple[str, str | None]:
+    file, colon, chosen = path.rpartition(":")
+    if not colon or Path(file).suffix.lower() not in (".npz", ".pt"):
+        return path, key
+    if key is not None and key != chosen:
+        raise ValueError(f"the path chooses the array {chosen!r} and key= chooses {key!r}: give one of them")
+    return file, chosen
+
+
+def _load(file: str, suffix: str) -> Any:
+    try:
+        if suffix == ".pt":
+            return torch.load(file, map_location="cpu", weights_only=True)
+        array = np.load(file, allow_pickle=False)
+        return {name: array[name] for name in array.files} if suffix == ".npz" else array
+    except Exception as error:
+        raise ValueError(
+            f"{file} is damaged or holds objects other than plain arrays, which are not read because that could run code: "
+            "write it again as numbers"
+        ) from error
+
+
+def _choose(content: Any, file: str, key: str | None) -> Any:
+    if not isinstance(content, dict):
+        if key is not None:
+            raise ValueError(f"{file} is one array, but {key!r} was asked for: leave the key out")
+        return content
+    names = ", ".join(map(str, content)) or "none"
+    if key is None and len(content) == 1:
+        (key,) = content
+    if key is None:
+        raise ValueError(f"{file} holds several arrays or none ({names}): choose one by key= or as {file}:name")
+    if key not in content:
+        raise ValueError(f"{file} has no array {key!r}: it holds {names}")
+    return content[key]
+
+
+def _tensor(value: Any, file: str) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        # torch knows only the machine's byte order
+        return torch.from_numpy(np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("=")))
+    kind = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
+    raise ValueError(f"{file} holds {kind} where real numbers are needed: choose a numeric array")
+
+
+def _delimiter(line: str) -> str:
+    return max(",;\t", key=line.count)
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _numbers(row: list[str], columns: list[str], line: int, name: str) -> list[float]:
+    if len(row) != len(columns):
+        raise ValueError(f"{name}, line {line}: {len(row)} cells where {len(columns)} are needed")
+    try:
+        values = [float(cell) for cell in row]
+        if all(map(math.isfinite, values)):
+            return values
+    except ValueError:
+        pass
+    column, cell = next(
+        (c, cell.strip()) for c, cell in zip(columns, row, strict=True) if not (_is_number(cell) and math.isfinite(float(cell)))
+    )
+    what = "is missing" if cell.lower() in ("", "nan", "na", "n/a", "null", "none", "?") else f"is {cell!r}, not a finite number"
+    raise ValueError(f"{name}, line {line}, column {column!r}: the value {what}; fill it, drop the row or encode the column as numbers")

@@ -1,0 +1,31 @@
+"""Training by denoising score matching: losses, weightings, distributions of times, weight averages and the loop."""
+
+from sdediff.training.ema import EMA
+from sdediff.training.fit import AdamW, TrainingResult, fit
+from sdediff.training.losses import LOSSES, DenoisingLoss, squared_error
+from sdediff.training.schedules import Cosine, InverseSqrt
+from sdediff.training.times import LogNormal, UniformLogSNR, UniformTime, stratified
+from sdediff.training.validation import NoiseLevels
+from sdediff.training.weightings import X0, Eps, Karras, Likelihood, Native
+
+__all__ = [
+    "EMA",
+    "LOSSES",
+    "X0",
+    "AdamW",
+    "Cosine",
+    "DenoisingLoss",
+    "Eps",
+    "InverseSqrt",
+    "Karras",
+    "Likelihood",
+    "LogNormal",
+    "Native",
+    "NoiseLevels",
+    "TrainingResult",
+    "UniformLogSNR",
+    "UniformTime",
+    "fit",
+    "squared_error",
+    "stratified",
+]

@@ -1,0 +1,231 @@
+"""``fit``: train a model by denoising score matching."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from sdediff.training.checkpoint import Checkpoint
+from sdediff.training.losses import DenoisingLoss, get_loss
+from sdediff.training.schedules import InverseSqrt
+from sdediff.training.sources import DEFAULT_BATCH_SIZE, check_rows, make_source, step_seed
+from sdediff.training.trainer import Settings, Trainer
+from sdediff.training.validation import NoiseLevels, Validation
+
+if TYPE_CHECKING:
+    from sdediff.model import DiffusionModel
+
+_log = logging.getLogger("sdediff")
+
+Data = Tensor | np.ndarray | Dataset | DataLoader
+Optimizer = Callable[[list[Tensor]], torch.optim.Optimizer]
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What :func:`fit` returns.
+
+    Attributes:
+        model: The model that was given, now holding the averaged weights.
+        steps: Steps trained so far, those before a resume included.
+        seconds: Time spent on them.
+        history: A dict every `log_every` steps: step, loss (mean since the last line), val_loss (of the averaged weights, or None),
+            lr, seconds.
+        noise_levels: Held-out error by noise level at the end; None without `val`.
+        raw_weights: The parameters as the optimiser left them, by name (the average is in the model).
+    """
+
+    model: DiffusionModel
+    steps: int
+    seconds: float
+    history: list[dict[str, Any]]
+    noise_levels: NoiseLevels | None
+    raw_weights: dict[str, Tensor]
+
+    @property
+    def val_loss(self) -> float | None:
+        """The last validation loss."""
+        return self.history[-1]["val_loss"] if self.history else None
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """AdamW with the betas of diffusion practice; without decay it is Adam (Loshchilov & Hutter 2019, arXiv 1711.05101).
+
+    Example:
+        >>> AdamW(weight_decay=0.01)([torch.nn.Parameter(torch.zeros(1))]).defaults["betas"]
+        (0.9, 0.99)
+    """
+
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.99)
+
+    def __call__(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+        fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
+        return torch.optim.AdamW(parameters, lr=1.0, betas=self.betas, weight_decay=self.weight_decay, fused=fused)
+
+
+def fit(
+    model: DiffusionModel,
+    x_train: Data,
+    *,
+    steps: int = 2000,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    val: Data | None = None,
+    cond: Tensor | np.ndarray | None = None,
+    val_cond: Tensor | np.ndarray | None = None,
+    lr: float | Callable[[int], float] = 2e-3,
+    loss: str | DenoisingLoss = "native",
+    seed: int = 0,
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    units: Literal["learn", "keep"] = "learn",
+    augment: Callable[[Tensor, int], Tensor] | None = None,
+    ema_decay: float = 0.999,
+    clip: float | None = 1.0,
+    weight_decay: float = 0.0,
+    optimizer: Optimizer | None = None,
+    log_every: int = 100,
+    checkpoint_every: int = 1000,
+    progress: bool = True,
+) -> TrainingResult:
+    r"""Train a model in place by denoising score matching; it ends up holding the averaged (EMA) weights.
+
+    .. math:: E\; w(t)\,|F(\alpha z_0 + \sigma\epsilon, t) - F^*|^2 / d
+
+    where z_0 are the data in model units and F* is what the network should put out (`model.target`). The loss shown is divided by the
+    mean of the weight on the network's error, so it is of order 1 for every weighting and process.
+
+    The batch, times and noise of step k are functions of (seed, k) alone and torch's global generator is left as it was (dropout and a
+    Dataset's own draws are seeded by the step), so on a CPU 100 steps and 100 resumed ones are 200 steps bit for bit.
+
+    Args:
+        model: The model; only parameters that require gradients are trained.
+        x_train: Data in data units: a tensor or array (N, \*data_shape), a Dataset with items x or (x, cond), or a DataLoader of such
+            batches (which brings its own batch size; to resume exactly it must not have a generator of its own).
+        steps: Number of steps in all, those before a resume included.
+        batch_size: Rows a step.
+        val: Held-out data of any of these kinds, for the validation loss: at most 8192 rows, at fixed times and noise.
+        cond: Conditions of the rows of a tensor, (N, cond_dim) or labels (N,).
+        val_cond: Conditions of `val`.
+        lr: Peak learning rate, reached after 100 steps, held to step 1000 and decaying with the inverse square root of the step from
+            there; or any function step -> rate, such as :class:`~sdediff.training.Cosine`.
+        loss: "native", "eps", "x0", "likelihood", "edm", or a :class:`~sdediff.training.DenoisingLoss`.
+        seed: Seed of data order, times and noise.
+        out: Folder for ``checkpoint.safetensors`` (all that is needed to go on), ``log.csv`` and, at the end, ``model.safetensors``
+            (for :func:`sdediff.load`); made if need be. Files of an earlier run there are replaced.
+        resume: Go on from the checkpoint in `out`; where there is none, training starts afresh and says so.
+        units: "learn" sets the model's shift, scale and moments from x_train (of a Dataset or DataLoader, up to 65536 rows); "keep"
+            leaves them, for going on with a trained model.
+        augment: Called as ``augment(x, seed)`` on every batch in data units, for example :func:`sdediff.data.dequantise`; units are
+            learnt from, and validation is done on, augmented data.
+        ema_decay: Largest decay of the weight average; it starts smaller (:class:`~sdediff.training.EMA`).
+        clip: Largest norm of the gradient; None for no limit.
+        weight_decay: Of AdamW.
+        optimizer: Function parameters -> torch optimiser, instead of AdamW; its rate is set by `lr` at every step.
+        log_every: Steps between lines of the history.
+        checkpoint_every: Steps between checkpoints; one is also written at the end and on Ctrl-C.
+        progress: Show a progress bar on stderr.
+
+    Returns:
+        The history and the model.
+
+    Raises:
+        ValueError: If data are empty, of the wrong shape, constant in a column or not finite, or a resumed run differs.
+        TypeError: If arguments do not go together.
+        RuntimeError: If the loss diverges; the last checkpoint is intact.
+
+    Source: Song et al. 2021, arXiv 2011.13456, Eq. 7; the average and its weights at the end as in Ho et al. 2020, arXiv 2006.11239.
+
+    Example:
+        >>> import sdediff
+        >>> from sdediff.networks import MLP
+        >>> model = sdediff.DiffusionModel(MLP(dim=2, hidden=16), process=sdediff.VP(), prediction="eps", data_shape=(2,))
+        >>> fit(model, torch.randn(100, 2), steps=3, batch_size=10, progress=False).steps
+        3
+    """
+    _check(model, steps, log_every, checkpoint_every, clip, units, resume, out)
+    folder = None if out is None else Path(out)
+    if optimizer is None:
+        optimizer = AdamW(weight_decay)
+    elif weight_decay:
+        raise TypeError("weight_decay= goes with the default optimiser: set it in optimizer= instead")
+    rate = lr if callable(lr) else InverseSqrt(lr)
+    settings = Settings(
+        steps, seed, get_loss(loss), rate, optimizer, ema_decay, clip, augment, log_every, checkpoint_every, progress, folder
+    )
+    source = make_source(x_train, cond, batch_size, seed)
+    stored = _stored(folder) if resume and folder is not None else None
+    rows = source.sample()
+    check_rows(rows, model.data_shape, "x_train")
+    if units == "learn" and stored is None:
+        _learn_units(model, rows, settings)
+    validation = None if val is None else Validation(model, val, val_cond, settings.loss, seed, augment)
+    trainer = Trainer(model, source, settings, validation)
+    config = {"model": model.config, "data": source.config, "units": units} | _describe(settings)
+    if stored is not None and folder is not None:
+        trainer.restore(stored, config, folder / "checkpoint.safetensors")
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    trainer.run(config)
+    if folder is not None:
+        model.save(folder / "model.safetensors")
+    levels = None if validation is None else validation.noise_levels()
+    return TrainingResult(model, trainer.step, trainer.seconds, trainer.history, levels, trainer.raw)
+
+
+def _check(
+    model: DiffusionModel,
+    steps: int,
+    log_every: int,
+    checkpoint_every: int,
+    clip: float | None,
+    units: str,
+    resume: bool,
+    out: Any,
+) -> None:
+    for name, value in (("steps", steps), ("log_every", log_every), ("checkpoint_every", checkpoint_every)):
+        if value < 1:
+            raise ValueError(f"{name}={value}: give at least 1")
+    if clip is not None and not clip > 0:
+        raise ValueError(f"clip={clip}: give a positive norm, or None for no limit")
+    if units not in ("learn", "keep"):
+        raise ValueError(f'units={units!r}: give "learn" or "keep"')
+    if resume and out is None:
+        raise TypeError("resume=True needs to know where from: give out=, the folder of the run")
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError("the model has no parameters to train: build it from a torch module whose parameters require gradients")
+
+
+def _stored(folder: Path) -> Checkpoint | None:
+    path = folder / "checkpoint.safetensors"
+    if path.exists():
+        return Checkpoint.load(path)
+    _log.warning("there is no checkpoint at %s: training starts afresh", path)
+    return None
+
+
+def _learn_units(model: DiffusionModel, rows: Tensor, settings: Settings) -> None:
+    first = next(model.parameters())
+    rows = rows.to(first.dtype)
+    if settings.augment is not None:
+        rows = settings.augment(rows, step_seed(settings.seed, "units", 0))
+    model.set_units(rows)
+
+
+def _describe(settings: Settings) -> dict[str, Any]:
+    """What a resumed run must share, as JSON."""
+    names = ("seed", "loss", "rate", "optimizer", "ema_decay", "clip", "augment")
+    plain = (int, float, type(None))
+    values = {name: getattr(settings, name) for name in names}
+    return {k: v if isinstance(v, plain) else re.sub(r" at 0x[0-9a-f]+", "", repr(v)) for k, v in values.items()}

@@ -1,0 +1,111 @@
+r"""The denoising score-matching loss: a weighting, a distribution of times, and where the times are drawn.
+
+.. math:: L = E_{t\sim times}\; w(t)\, E_{z_0,\epsilon}\, \tfrac1d\,|F(z_t, t) - F^*|^2, \qquad z_t = \alpha z_0 + \sigma\epsilon
+
+(Vincent 2011; Song et al. 2021, arXiv 2011.13456, Eq. 7.)
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sdediff.processes import GaussianProcess
+from sdediff.training.times import LogNormal, Times, UniformLogSNR, UniformTime, stratified
+from sdediff.training.weightings import X0, Eps, Karras, Likelihood, Native, Weighting, network_weight
+from solvers.problems import expand
+
+if TYPE_CHECKING:
+    from sdediff.model import DiffusionModel
+
+
+@dataclass(frozen=True)
+class DenoisingLoss:
+    """A denoising loss.
+
+    Args:
+        weighting: Weight of the errors over time; an object of :mod:`sdediff.training.weightings` or any function (process, t) giving
+            the weight on the squared error of the noise estimate.
+        times: The distribution the loss is an average over.
+        proposal: The distribution times are drawn from; the ratio of densities is divided out, so it changes the variance of the
+            gradient and not its mean. `times` itself when left out.
+
+    Example:
+        >>> from sdediff.processes import VE
+        >>> loss = DenoisingLoss(Likelihood(), UniformTime(), proposal=UniformLogSNR())
+        >>> t, importance = loss.draw(VE(), stratified(0.5, 4))
+        >>> importance  # VE's time is log-SNR already
+        tensor([1.0000, 1.0000, 1.0000, 1.0000], dtype=torch.float64)
+    """
+
+    weighting: Weighting | Native = Native()
+    times: Times = UniformTime()
+    proposal: Times | None = None
+
+    def draw(self, process: GaussianProcess, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Times of the proposal for uniform numbers u, and importance weights; both float64, of u's shape."""
+        t = (self.proposal or self.times).sample(u, process)
+        return t, self.importance(process, t, self.proposal or self.times)
+
+    def importance(self, process: GaussianProcess, t: Tensor, proposal: Times) -> Tensor:
+        """Density of `times` over that of `proposal` at t."""
+        if proposal == self.times:
+            return torch.ones_like(t)
+        return self.times.density(t, process) / proposal.density(t, process)
+
+    def mean_weight(self, model: DiffusionModel, nodes: int = 4096) -> float:
+        """Mean over `times` of the weight on the network's squared error, by midpoint quadrature."""
+        t, importance = self.draw(model.process, stratified(0.5 / nodes, nodes))
+        return float((importance * network_weight(self.weighting, model, t)).mean())
+
+
+def squared_error(
+    model: DiffusionModel, z_0: Tensor, eps: Tensor, t: Tensor, cond: Tensor | None = None
+) -> Tensor:
+    """The network's squared error, averaged over the elements of a sample.
+
+    Args:
+        model: The model; its raw output is compared with its target, in model units.
+        z_0: Data in model units, (B, *E).
+        eps: Standard normal noise, (B, *E).
+        t: Times, (B,), float64 (schedules in float32 lose digits near their ends).
+        cond: Condition, (B, ...).
+
+    Returns:
+        (B,), of z_0's dtype; differentiable in the network's parameters.
+    """
+    alpha, sigma = (expand(c.to(z_0.dtype), z_0) for c in (model.process.alpha(t), model.process.sigma(t)))
+    output = model(alpha * z_0 + sigma * eps, t, cond)
+    return (output - model.target(z_0, eps, t)).square().flatten(1).mean(1)
+
+
+#: Losses by name, for ``fit(loss=...)``.
+LOSSES: dict[str, DenoisingLoss] = {
+    "native": DenoisingLoss(Native(), UniformTime()),
+    "eps": DenoisingLoss(Eps(), UniformTime()),
+    "x0": DenoisingLoss(X0(), UniformTime()),
+    "likelihood": DenoisingLoss(Likelihood(), UniformTime(), proposal=UniformLogSNR()),
+    "edm": DenoisingLoss(Karras(), LogNormal()),
+}
+
+
+def get_loss(loss: str | DenoisingLoss) -> DenoisingLoss:
+    """The loss of a name, or the loss itself.
+
+    Raises:
+        ValueError: If no loss has this name.
+
+    Example:
+        >>> get_loss("edm").times
+        LogNormal(mean=-0.5, std=1.2)
+    """
+    if isinstance(loss, DenoisingLoss):
+        return loss
+    if loss not in LOSSES:
+        near = difflib.get_close_matches(str(loss), LOSSES, n=1, cutoff=0.0)[0]
+        raise ValueError(f"there is no loss {loss!r} (did you mean {near!r}?): give one of {', '.join(LOSSES)} or a DenoisingLoss")
+    return LOSSES[loss]

@@ -1,0 +1,235 @@
+"""Training data behind one face: the batch of a step, as a function of (seed, step)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from solvers import noise
+
+#: Streams of solvers.noise used by training (beyond those of solving).
+ORDER, TIMES, NOISE, VALIDATION, VALIDATION_NOISE = 100, 101, 102, 103, 104
+
+#: Rows of a Dataset or DataLoader that are kept in memory to learn shift, scale and moments.
+STATISTICS_ROWS = 65536
+
+#: A DataLoader has a batch size of its own; another one given beside it is an error, this one is not.
+DEFAULT_BATCH_SIZE = 256
+
+Batch = tuple[Tensor, Tensor | None]
+
+
+class Source(Protocol):
+    """What the training loop sees of the data."""
+
+    #: Facts that a resumed run must share.
+    config: dict[str, Any]
+
+    def batch(self, step: int) -> Batch:
+        """Rows x (B, *data_shape) and conditions of a step; a function of (seed, step)."""
+
+    def sample(self) -> Tensor:
+        """Rows to learn statistics from: all of them, or the first STATISTICS_ROWS of a pass."""
+
+
+def step_seed(seed: int, purpose: str, step: int) -> int:
+    """A 63-bit seed for one purpose at one step."""
+    digest = hashlib.blake2b(f"{seed}/{purpose}/{step}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+@contextmanager
+def isolated_rng(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Seed torch's global generators inside, restore them after: dropout and user code become functions of `seed`."""
+    device = torch.device(device)
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.default_generator.manual_seed(seed)
+        if devices:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+class Shuffle:
+    """An endless shuffled order of n rows: one permutation an epoch, epochs end to end, batches cut regardless of epochs.
+
+    Example:
+        >>> rows = Shuffle(4, seed=0)
+        >>> sorted(torch.cat([rows(0, 3), rows(3, 1)]).tolist())
+        [0, 1, 2, 3]
+    """
+
+    def __init__(self, n: int, seed: int) -> None:
+        self.n, self.seed = n, seed
+        self._held: dict[int, Tensor] = {}
+
+    def permutation(self, epoch: int) -> Tensor:
+        if epoch not in self._held:
+            keys = noise.uniform(self.seed, torch.arange(self.n), ORDER, epoch, (), torch.float64)
+            self._held = {e: p for e, p in self._held.items() if e == epoch - 1} | {epoch: keys.argsort(stable=True)}
+        return self._held[epoch]
+
+    def __call__(self, start: int, count: int) -> Tensor:
+        parts = []
+        while count > 0:
+            epoch, offset = divmod(start, self.n)
+            part = self.permutation(epoch)[offset : offset + count]
+            parts.append(part)
+            start, count = start + len(part), count - len(part)
+        return torch.cat(parts)
+
+
+class TensorSource:
+    """Rows of a tensor in memory."""
+
+    def __init__(self, x: Tensor, cond: Tensor | None, batch_size: int, seed: int) -> None:
+        self.x, self.cond, self.batch_size = x, cond, batch_size
+        self.shuffle = Shuffle(len(x), seed)
+        self.config = {"rows": len(x), "batch_size": batch_size}
+
+    def batch(self, step: int) -> Batch:
+        rows = self.shuffle(step * self.batch_size, self.batch_size).to(self.x.device)
+        return self.x[rows], None if self.cond is None else self.cond[rows.to(self.cond.device)]
+
+    def sample(self) -> Tensor:
+        return self.x
+
+
+class DatasetSource:
+    """A map-style Dataset whose items are x or (x, cond); an item's own randomness is seeded by the step."""
+
+    def __init__(self, dataset: Dataset[Any], batch_size: int, seed: int) -> None:
+        self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
+        self.shuffle = Shuffle(len(dataset), seed)  # type: ignore[arg-type]
+        self.config = {"rows": self.shuffle.n, "batch_size": batch_size}
+
+    def batch(self, step: int) -> Batch:
+        rows = self.shuffle(step * self.batch_size, self.batch_size).tolist()
+        with isolated_rng(step_seed(self.seed, "data", step)):
+            return split_item(torch.utils.data.default_collate([self.dataset[row] for row in rows]))
+
+    def sample(self) -> Tensor:
+        rows = self.shuffle.permutation(0)[:STATISTICS_ROWS].tolist()
+        with isolated_rng(step_seed(self.seed, "statistics", 0)):
+            items = [self.dataset[row] for row in rows]
+        return torch.stack([torch.as_tensor(item[0] if isinstance(item, (tuple, list)) else item) for item in items])
+
+
+class LoaderSource:
+    """A DataLoader, in its own order and batch size; its shuffling is seeded by the epoch unless it has a generator of its own."""
+
+    def __init__(self, loader: DataLoader[Any], seed: int) -> None:
+        self.loader, self.seed = loader, seed
+        self.config = {"batch_size": loader.batch_size}
+        self._epoch, self._next, self._iterator = -1, 0, iter(())
+
+    def batch(self, step: int) -> Batch:
+        if step < self._next:  # a new run over the same source
+            self._epoch, self._next, self._iterator = -1, 0, iter(())
+        while True:
+            item = self._advance()
+            if self._next > step:
+                return split_item(item)
+
+    def _advance(self) -> Any:
+        with isolated_rng(step_seed(self.seed, "data", self._next)):
+            item = next(self._iterator, None)
+            if item is None:
+                self._epoch += 1
+                torch.default_generator.manual_seed(step_seed(self.seed, "epoch", self._epoch))
+                self._iterator = iter(self.loader)
+                item = next(self._iterator, None)
+        if item is None:
+            raise ValueError("the training data are empty: the DataLoader gave no batch")
+        self._next += 1
+        return item
+
+    def sample(self) -> Tensor:
+        parts, count = [], 0
+        with isolated_rng(step_seed(self.seed, "statistics", 0)):
+            for item in self.loader:
+                parts.append(split_item(item)[0])
+                count += len(parts[-1])
+                if count >= STATISTICS_ROWS:
+                    break
+        if not parts:
+            raise ValueError("the training data are empty: the DataLoader gave no batch")
+        return torch.cat(parts)
+
+
+def split_item(item: Any) -> Batch:
+    """An item x or (x, cond) as a pair."""
+    if isinstance(item, (tuple, list)):
+        if len(item) not in (1, 2):
+            raise ValueError(f"an item of the training data has {len(item)} parts: give x or (x, cond)")
+        return item[0], item[1] if len(item) == 2 else None
+    return item, None
+
+
+def as_tensor(value: Any, name: str) -> Tensor:
+    """A tensor, array or nested list as a tensor."""
+    try:
+        return value if isinstance(value, Tensor) else torch.from_numpy(np.ascontiguousarray(value))
+    except TypeError as error:
+        raise TypeError(
+            f"{name} is a {type(value).__name__}, which is no array of numbers: give a tensor, a numpy array, a Dataset or a DataLoader"
+        ) from error
+
+
+def check_rows(x: Tensor, shape: tuple[int, ...], name: str) -> None:
+    """Raise unless x is (N, *shape) with N > 0 and finite."""
+    if tuple(x.shape[1:]) != tuple(shape) or x.ndim == 0:
+        needed = ", ".join(map(str, ("N", *shape)))
+        raise ValueError(
+            f"{name} has shape {tuple(x.shape)} and the model needs ({needed}): reshape the data or build the model with another data_shape"
+        )
+    if len(x) == 0:
+        raise ValueError(f"{name} is empty: give at least one row")
+    bad = ~torch.isfinite(x).flatten(1).all(1)
+    if bool(bad.any()):
+        raise ValueError(
+            f"{name} has NaN or infinite values in {int(bad.sum())} of {len(x)} rows, first in row {int(bad.nonzero()[0])}: "
+            "remove or fill them"
+        )
+
+
+def check_cond(cond: Tensor, rows: int, name: str) -> None:
+    """Raise unless cond has one finite row for every row of x."""
+    if cond.ndim == 0 or len(cond) != rows:
+        raise ValueError(f"{name} has shape {tuple(cond.shape)} for {rows} rows of data: give one condition a row")
+    bad = ~torch.isfinite(cond.reshape(rows, -1)).all(1)
+    if bool(bad.any()):
+        raise ValueError(f"{name} has NaN or infinite values, first in row {int(bad.nonzero()[0])}: remove or fill them")
+
+
+def make_source(x: Any, cond: Any, batch_size: int, seed: int) -> Source:
+    """The source for what a user gave as training data."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: give at least 1")
+    if not isinstance(x, (DataLoader, Dataset)):
+        x = as_tensor(x, "x_train")
+        if x.ndim == 0 or len(x) == 0:
+            raise ValueError("x_train is empty: give at least one row")
+        if cond is not None:
+            cond = as_tensor(cond, "cond")
+            check_cond(cond, len(x), "cond")
+        return TensorSource(x, cond, batch_size, seed)
+    if cond is not None:
+        raise TypeError("cond= goes with a tensor: a Dataset or DataLoader gives items (x, cond)")
+    if isinstance(x, DataLoader):
+        if batch_size not in (DEFAULT_BATCH_SIZE, x.batch_size):
+            raise TypeError(f"batch_size={batch_size} was given with a DataLoader of batch_size={x.batch_size}: leave it out")
+        return LoaderSource(x, seed)
+    if isinstance(x, IterableDataset):
+        raise TypeError("an IterableDataset has no rows to draw from: wrap it in a torch DataLoader")
+    if len(x) == 0:  # type: ignore[arg-type]
+        raise ValueError("x_train is empty: give at least one row")
+    return DatasetSource(x, batch_size, seed)

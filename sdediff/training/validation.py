@@ -1,0 +1,142 @@
+"""Validation loss at fixed times and noise, and the error by noise level."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sdediff.training.losses import DenoisingLoss, squared_error
+from sdediff.training.sources import (
+    VALIDATION,
+    VALIDATION_NOISE,
+    as_tensor,
+    check_cond,
+    check_rows,
+    isolated_rng,
+    split_item,
+    step_seed,
+)
+from sdediff.training.times import UniformLogSNR, stratified
+from sdediff.training.weightings import network_weight, noise_error_weight
+from solvers import noise
+
+if TYPE_CHECKING:
+    from sdediff.model import DiffusionModel
+
+#: A small set is repeated with other noise up to this many evaluations; of a large one a fixed choice of this many rows is taken.
+FEWEST, MOST = 1024, 8192
+_CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class NoiseLevels:
+    r"""Squared error of the noise estimate, per element, by noise level.
+
+    Attributes:
+        edges: Noise-to-signal ratios sigma/alpha between the bins, (bins + 1,), rising.
+        eps_error: Mean of :math:`|\epsilon-\hat\epsilon|^2/d` in every bin, (bins,). 1 is what the guess 0 earns; the smallest possible
+            value is not 0: it is near 1 where the noise is much smaller than the data's structure and cannot be seen.
+    """
+
+    edges: Tensor
+    eps_error: Tensor
+
+
+class Validation:
+    """A held-out set with times and noise fixed by the seed: its loss falls only when the model gets better.
+
+    Times are uniform in lam, one stratum an evaluation, so that every noise level has its share; the loss's own distribution of times
+    enters as importance weights.
+    """
+
+    def __init__(
+        self,
+        model: DiffusionModel,
+        x: Any,
+        cond: Any,
+        loss: DenoisingLoss,
+        seed: int,
+        augment: Callable[[Tensor, int], Tensor] | None = None,
+    ) -> None:
+        with isolated_rng(step_seed(seed, "validation", 1)):
+            x, cond = _collect(x, cond)
+        check_rows(x, model.data_shape, "val")
+        if cond is not None:
+            check_cond(cond, len(x), "val_cond")
+        self.model, self.objective = model, loss
+        first = next(model.parameters())
+        choice = _draw(seed, len(x), 0).argsort(stable=True)[:MOST]
+        choice = choice.repeat(-(-FEWEST // len(choice)))
+        x = x[choice].to(first.device, first.dtype)
+        self.x = x if augment is None else augment(x, step_seed(seed, "validation", 0))
+        self.cond = None if cond is None else cond[choice].to(first.device)
+        n = len(choice)
+        u = stratified(0.5 / n, n)[_draw(seed, n, 1).argsort(stable=True)]
+        self.t = UniformLogSNR().sample(u, model.process)
+        self.eps = noise.normal(seed, torch.arange(n), VALIDATION_NOISE, 0, self.x.shape[1:], first.dtype, first.device)
+
+    def loss(self, scale: float = 1.0) -> float:
+        """The loss, over `scale`."""
+        importance = self.objective.importance(self.model.process, self.t, UniformLogSNR())
+        weight = importance * network_weight(self.objective.weighting, self.model, self.t)
+        return float((weight * self._errors()).mean() / scale)
+
+    def noise_levels(self, bins: int = 8) -> NoiseLevels:
+        """Errors of the noise estimate in bins of equal width in log sigma/alpha."""
+        process = self.model.process
+        high, low = float(process.lam(process.t_min)), float(process.lam(process.t_max))
+        position = (high - process.lam(self.t)) / (high - low) * bins
+        index = position.long().clamp(0, bins - 1)
+        error = noise_error_weight(self.model, self.t) * self._errors()
+        count = torch.bincount(index, minlength=bins)
+        edges = torch.exp(torch.linspace(-high, -low, bins + 1, dtype=torch.float64))
+        return NoiseLevels(edges, torch.bincount(index, weights=error, minlength=bins) / count)
+
+    @torch.no_grad()
+    def _errors(self) -> Tensor:
+        """Squared errors of the network, (n,), float64, on the CPU, in evaluation mode."""
+        training, device = self.model.training, self.x.device
+        t = self.t.to(torch.float32) if device.type == "mps" else self.t
+        self.model.eval()
+        try:
+            parts = [
+                squared_error(
+                    self.model,
+                    self.model.to_model(self.x[i : i + _CHUNK]),
+                    self.eps[i : i + _CHUNK],
+                    t[i : i + _CHUNK].to(device),
+                    None if self.cond is None else self.cond[i : i + _CHUNK],
+                )
+                for i in range(0, len(self.x), _CHUNK)
+            ]
+        finally:
+            self.model.train(training)
+        return torch.cat(parts).cpu().double()
+
+
+def _draw(seed: int, n: int, counter: int) -> Tensor:
+    return noise.uniform(seed, torch.arange(n), VALIDATION, counter, (), torch.float64)
+
+
+def _collect(x: Any, cond: Any) -> tuple[Tensor, Tensor | None]:
+    """Validation data in memory; of a Dataset or DataLoader the first MOST rows."""
+    if isinstance(x, torch.utils.data.Dataset):
+        x = torch.utils.data.DataLoader(x, batch_size=_CHUNK)
+    if isinstance(x, torch.utils.data.DataLoader):
+        if cond is not None:
+            raise TypeError("val_cond= goes with a tensor: a Dataset or DataLoader gives items (x, cond)")
+        parts, count = [], 0
+        for item in x:
+            parts.append(split_item(item))
+            count += len(parts[-1][0])
+            if count >= MOST:
+                break
+        if not parts:
+            raise ValueError("val is empty: give at least one row")
+        conds = [c for _, c in parts if c is not None]
+        return torch.cat([rows for rows, _ in parts]), torch.cat(conds) if conds else None
+    return as_tensor(x, "val"), None if cond is None else as_tensor(cond, "val_cond")
