@@ -1,4 +1,4 @@
-"""Closed-form problems against autograd, quadrature, enumeration, 50-digit arithmetic and a tight ODE solve."""
+"""Closed-form problems against autograd, quadrature, enumeration, exact arithmetic and a tight ODE solve."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ def noised_points(problem: ClosedForm, process: processes.GaussianProcess, t: fl
 
 
 def relative(a: Tensor, b: Tensor) -> float:
-    return float((a - b).abs().max() / b.abs().max())
+    return float(((a - b).abs().max() / b.abs().max()).detach())
 
 
-# -- each view against the log-density -------------------------------------------------------------------------
+# -- each view against the log-density -----------------------------------------------------------------------
 
 
 @every_process
@@ -96,7 +96,7 @@ def test_views_satisfy_their_definitions(problem, process):
 @every_process
 @every_problem
 def test_density_satisfies_the_fokker_planck_equation(problem, process):
-    """d log p/dt = -f (d + x.s) + g^2/2 (div s + |s|^2): links the density across times, where autograd in x cannot look."""
+    """d log p/dt = -f (d + x.s) + g^2/2 (div s + |s|^2): links times, where autograd in x cannot look."""
     for t in times(process)[1:4]:
         x = noised_points(problem, process, t)
         clock = torch.full((len(x),), t, dtype=F64, requires_grad=True)
@@ -137,7 +137,7 @@ def test_density_integrates_to_one():
             assert math.isclose(mass, 1, abs_tol=1e-9)
 
 
-# -- independent formulas --------------------------------------------------------------------------------------
+# -- independent formulas ------------------------------------------------------------------------------------
 
 
 def dense_log_prob(x, means, covs, weights, alpha, sigma):
@@ -203,7 +203,7 @@ def test_covariance_shapes_mean_the_same():
     assert torch.allclose(equal.cov, Gaussian([0.0, 1.0], torch.eye(2) * 0.3).cov, atol=1e-7)
 
 
-# -- flow and kernels ------------------------------------------------------------------------------------------
+# -- flow and kernels ----------------------------------------------------------------------------------------
 
 
 @every_process
@@ -252,7 +252,7 @@ def test_flow_carries_the_density(problem, process):
 
 
 def test_quantiles_match_in_tails_and_gaps():
-    """Against 50-digit arithmetic, at points no float64 distribution function can tell apart."""
+    """Against 250-digit arithmetic, at points no float64 distribution function can tell apart."""
     log_weight = torch.tensor([[0.3, 0.7]], dtype=F64).log()
     at_s = (torch.tensor([[[-2.0, 2.0]]], dtype=F64), torch.tensor([[[0.1, 0.15]]], dtype=F64))
     at_t = (torch.tensor([[[-1.0, 1.0]]], dtype=F64), torch.tensor([[[0.4, 0.45]]], dtype=F64))
@@ -289,7 +289,7 @@ def test_flow_survives_extreme_noise_ratios():
 
 @every_process
 def test_transition_kernels_of_gaussian_data(process):
-    """Two-sided Bayes: p_s(x) q(y at t | x) = p_t(y) q(x at s | y), and the forward kernel is the process's own."""
+    """Two-sided Bayes: p_s(x) q(y at t | x) = p_t(y) q(x at s | y), and forward is the process's kernel."""
     problem = gaussian()
     s, t = times(process)[2:4]
     x, y = noised_points(problem, process, s), noised_points(problem, process, t)
@@ -311,7 +311,7 @@ def test_transition_kernels_of_gaussian_data(process):
         )
 
 
-# -- precision and extremes ------------------------------------------------------------------------------------
+# -- precision and extremes ----------------------------------------------------------------------------------
 
 
 @every_problem
@@ -385,12 +385,12 @@ def test_functional_transforms_work():
         assert torch.allclose(pushed, problem.jacobian(process, x, 0.4).sum(-1), rtol=1e-9, atol=1e-9)
 
 
-# -- sampling --------------------------------------------------------------------------------------------------
+# -- sampling ------------------------------------------------------------------------------------------------
 
 
 @every_problem
 def test_samples_have_the_stated_moments(problem):
-    """9 statistics a problem within 5 standard errors; false alarm below 36 * 6e-7 = 2e-5 over the four problems."""
+    """9 statistics a problem within 5 standard errors; false alarm 36 * 6e-7 = 2e-5 in all."""
     n = 40_000
     centred = problem.sample(n, seed=11, dtype=F64) - problem.mean
     assert bool((centred.mean(0).abs() < 5 * (problem.cov.diagonal() / n).sqrt()).all())
@@ -443,7 +443,7 @@ def test_ready_made_problems():
     assert torch.equal(random_product(4, 2, seed=1).rotation, random_product(4, 2, seed=1).rotation)
 
 
-# -- the model -------------------------------------------------------------------------------------------------
+# -- the model -----------------------------------------------------------------------------------------------
 
 
 @every_process
@@ -458,7 +458,7 @@ def test_model_is_exact_whatever_it_predicts(process, prediction):
         assert relative(model.denoise(x, clock), problem.denoise(process, x, t)) < 1e-6
 
 
-# -- errors ----------------------------------------------------------------------------------------------------
+# -- errors --------------------------------------------------------------------------------------------------
 
 
 def indefinite():

@@ -41,7 +41,7 @@ class Gaussian(GaussianMixture):
     def flow(self, process: GaussianProcess | None, x: Tensor, s: Time | None, t: Time | None) -> Tensor:
         r"""Exact probability-flow map from time s to time t, either way: where the ODE carries ``x``.
 
-        .. math:: x_t = \alpha_t m + U \sqrt{q_t / q_s}\,U^T (x_s - \alpha_s m), \quad q = \alpha^2 l + \sigma^2
+        .. math:: x_t = \alpha_t m + U \sqrt{q_t/q_s}\,U^T (x_s - \alpha_s m), \quad q = \alpha^2 l + \sigma^2
 
         In the coordinates :math:`y = x/\alpha` this is :math:`y_t - m = U \sqrt{q_t/q_s}\,U^T (y_s - m)` with
         :math:`q = l + (\sigma/\alpha)^2`; here nothing is divided by alpha.

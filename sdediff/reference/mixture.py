@@ -43,6 +43,8 @@ class GaussianMixture(ClosedForm):
         self.covs = _full(parameter("covs", covs, range(4)), self.means)
         self.log_weights = log_weights(weights, (components,))
         self._variances, self._basis = _eigh(self.covs)
+        self._axes = self._basis.transpose(0, 1).flatten(1)  # all eigenvectors side by side, (d, K d)
+        self._centres = torch.einsum("ki,kij->kj", self.means, self._basis).flatten()
         self.mean = self.weights @ self.means
         centred = self.means - self.mean
         self.cov = torch.einsum(
@@ -59,26 +61,25 @@ class GaussianMixture(ClosedForm):
         """Normalised weights (K,)."""
         return self.log_weights.exp()
 
-    def _terms(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Weighted log-densities (B, K); residuals (B, K, d) and variances in each eigenbasis; the bases."""
-        basis = self._basis.to(x)
-        residual = torch.einsum("bki,kij->bkj", x[:, None] - alpha[..., None] * self.means.to(x), basis)
+    def _terms(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Weighted log-densities (B, K); residuals and variances in each eigenbasis, (B, K, d)."""
+        residual = (x @ self._axes.to(x) - alpha * self._centres.to(x)).unflatten(-1, self.means.shape)
         log_density, q = noised(residual, self._variances.to(x), alpha[..., None], sigma[..., None])
-        return self.log_weights.to(x) + log_density.sum(-1), residual, q, basis
+        return self.log_weights.to(x) + log_density.sum(-1), residual, q
 
     def _log_prob(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         return self._terms(x, alpha, sigma)[0].logsumexp(-1)
 
     def _posterior(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        logits, residual, q, basis = self._terms(x, alpha, sigma)
-        pull = logits.softmax(-1)[..., None] * residual / q
-        score = -torch.einsum("bkj,kij->bi", pull, basis)
-        shrunk = alpha * torch.einsum("bkj,kij->bi", pull * self._variances.to(x), basis)
-        return score, logits.softmax(-1) @ self.means.to(x) + shrunk
+        logits, residual, q = self._terms(x, alpha, sigma)
+        r, axes = logits.softmax(-1), self._axes.to(x)
+        pull = r[..., None] * residual / q
+        shrunk = (pull * self._variances.to(x)).flatten(1) @ axes.T
+        return -pull.flatten(1) @ axes.T, r @ self.means.to(x) + alpha * shrunk
 
     def _jacobian(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        logits, residual, q, basis = self._terms(x, alpha, sigma)
-        r = logits.softmax(-1)
+        logits, residual, q = self._terms(x, alpha, sigma)
+        r, basis = logits.softmax(-1), self._basis.to(x)
         scores = -torch.einsum("bkj,kij->bki", residual / q, basis)
         spread = scores - (r[..., None] * scores).sum(1, keepdim=True)
         precision = torch.einsum("kij,bkj,klj->bil", basis, r[..., None] / q, basis)

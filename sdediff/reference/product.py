@@ -186,14 +186,17 @@ def match_quantiles(
     fixed = log_weight + torch.special.log_ndtr(torch.where(upper, -b, b))
     y, step = 0.5 * (low + high), high - low
     before = step
+    # Newton doubles its digits: behind a step of 1e-9 standard deviations only rounding is left.
+    settled = 1e-9 * std_t.amin(-1)
     for _ in range(250):
         h, slope = _imbalance((y[..., None] - mean_t) / std_t, std_t, log_weight, fixed, upper)
         low, high = torch.where(h < 0, y, low), torch.where(h < 0, high, y)
-        newton = y - h / slope
+        newton = torch.where(h == 0, y, y - h / slope)
+        close = (newton - y).abs() <= settled + 4e-16 * y.abs()
         safe = (newton >= low) & (newton <= high) & ((newton - y).abs() <= 0.5 * before)
-        y_next = torch.where(h == 0, y, torch.where(safe, newton, 0.5 * (low + high)))
+        y_next = torch.where(close | safe, newton, 0.5 * (low + high))
         before, step, y = step, (y_next - y).abs(), y_next
-        if not bool((step > 1e-15 * (y.abs() + std_t.amin(-1))).any()):
+        if not bool((~close & y.isfinite()).any()):
             return y
     raise RuntimeError(
         "quantile matching did not converge in 250 steps: give x, means and variances of moderate size"
