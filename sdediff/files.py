@@ -23,8 +23,9 @@ VERSION = 1
 def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Write a file so that a reader finds the old one or the new one, never a part.
 
-    The body writes to a temporary name in the same folder (a rename is atomic only within a file system); on success the content is
-    forced to disk and renamed into place, on any exception the temporary file is removed and whatever stood at `path` is untouched.
+    The body writes to a temporary name in the same folder (a rename is atomic only within a file system); on
+    success the content is forced to disk and renamed into place, on any exception the temporary file is
+    removed and whatever stood at `path` is untouched.
 
     Args:
         path: Where the file shall stand. A symbolic link is followed, not replaced.
@@ -45,7 +46,9 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(os.path.realpath(path))
     if not target.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {os.fspath(path)}: the folder {target.parent} does not exist, create it first")
+        raise FileNotFoundError(
+            f"cannot write {os.fspath(path)}: the folder {target.parent} does not exist, create it first"
+        )
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
     try:
         yield temporary
@@ -71,7 +74,9 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
         temporary.write_bytes(data)
 
 
-def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], kind: str, config: Mapping[str, Any]) -> None:
+def write_tensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], kind: str, config: Mapping[str, Any]
+) -> None:
     """Write tensors and a JSON description to one safetensors file, whole or not at all.
 
     Args:
@@ -84,7 +89,10 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], k
         TypeError: If the config is not JSON.
     """
     metadata = {"format": "sdediff", "version": str(VERSION), "kind": kind, "config": json.dumps(config)}
-    plain = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    plain = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
     with whole(path) as temporary:
         safetensors.torch.save_file(plain, temporary, metadata)
 
@@ -107,11 +115,19 @@ def read_tensors(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Ten
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
     except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f"{name} is damaged, cut short or no safetensors file ({error}): write or copy it again") from error
+        raise ValueError(
+            f"{name} is damaged, cut short or no safetensors file ({error}): write or copy it again"
+        ) from error
     if metadata.get("format") != "sdediff":
-        raise ValueError(f"{name} is a safetensors file but not one of sdediff: give a file written by model.save or fit(out=)")
+        raise ValueError(
+            f"{name} is a safetensors file but not one of sdediff: give a file written by model.save or "
+            "fit(out=)"
+        )
     if int(metadata["version"]) > VERSION:
-        raise ValueError(f"{name} has format version {metadata['version']} and this sdediff reads up to {VERSION}: update sdediff")
+        raise ValueError(
+            f"{name} has format version {metadata['version']} and this sdediff reads up to {VERSION}: "
+            "update sdediff"
+        )
     if metadata["kind"] != kind:
         raise ValueError(f"{name} holds a {metadata['kind']} where a {kind} is needed: give the other file")
     return tensors, json.loads(metadata["config"])

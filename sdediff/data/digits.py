@@ -21,15 +21,16 @@ class Split(NamedTuple):
 def digits(*, labels: bool = False) -> Split:
     """The 1797 handwritten 8x8 digits of scikit-learn, split 1350 / 150 / 297.
 
-    The rows are shuffled by ``numpy.random.default_rng(0).permutation(1797)`` and cut in that order, so that everybody who says
-    "the digits" holds out the same images. Grey levels are the integers 0..16 (17 levels) as floats: :func:`dequantise` them before
-    you speak of densities or bits per dimension.
+    The rows are shuffled by ``numpy.random.default_rng(0).permutation(1797)`` and cut in that order, so that
+    everybody who says "the digits" holds out the same images. Grey levels are the integers 0..16 (17 levels)
+    as floats: :func:`dequantise` them before you speak of densities or bits per dimension.
 
     Args:
         labels: Also return which digit each image shows.
 
     Returns:
-        ``(train, val, test)``, float32 tensors (N, 1, 8, 8); with `labels`, pairs ``(x, y)`` with y int64 (N,).
+        ``(train, val, test)``, float32 tensors (N, 1, 8, 8); with `labels`, pairs ``(x, y)`` with y int64
+        (N,).
 
     Raises:
         ImportError: If scikit-learn is not installed.
@@ -46,7 +47,9 @@ def digits(*, labels: bool = False) -> Split:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ImportError("the digits come with scikit-learn, which is not installed: pip install scikit-learn") from error
+        raise ImportError(
+            "the digits come with scikit-learn, which is not installed: pip install scikit-learn"
+        ) from error
     images, target = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(images))
     x = torch.from_numpy(images[order]).float().reshape(-1, 1, 8, 8)
@@ -58,8 +61,9 @@ def digits(*, labels: bool = False) -> Split:
 def dequantise(x: Tensor, seed: int = 0, *, indices: Tensor | None = None) -> Tensor:
     """Uniform dequantisation: ``x + u`` with u uniform on (0, 1), independent for every element.
 
-    The density of the result, integrated over a level's unit cell, is a probability of the level, so its log-density bounds the
-    discrete log-probability from below on average (Theis et al. 2016, arXiv 1511.01844, section 3.1).
+    The density of the result, integrated over a level's unit cell, is a probability of the level, so its
+    log-density bounds the discrete log-probability from below on average (Theis et al. 2016, arXiv
+    1511.01844, section 3.1).
 
     Args:
         x: Integer levels, (B, *E), of any dtype.
@@ -78,7 +82,10 @@ def dequantise(x: Tensor, seed: int = 0, *, indices: Tensor | None = None) -> Te
         True
     """
     if x.is_floating_point() and not bool((x == x.round()).all()):
-        raise ValueError("dequantise needs integer levels but was given fractions: pass the data before rescaling or dequantising")
+        raise ValueError(
+            "dequantise needs integer levels but was given fractions: pass the data before rescaling or "
+            "dequantising"
+        )
     dtype = x.dtype if x.is_floating_point() else torch.get_default_dtype()
     rows = torch.arange(len(x), device=x.device) if indices is None else indices
     u = noise.uniform(seed, rows, noise.Stream.DEQUANTISE, 0, x.shape[1:], dtype, x.device)

@@ -26,17 +26,19 @@ def read(path: str | os.PathLike[str], *, key: str | None = None, dtype: torch.d
     """Read a tensor from a file.
 
     Args:
-        path: A ``.npy``, ``.npz``, ``.pt`` (a tensor or a dict of tensors) or ``.csv`` file. ``"data.npz:images"`` chooses an array.
+        path: A ``.npy``, ``.npz``, ``.pt`` (a tensor or a dict of tensors) or ``.csv`` file.
+            ``"data.npz:images"`` chooses an array.
         key: Which array of an ``.npz`` or ``.pt`` file; may be left out when there is one.
-        dtype: Floating type of the result; torch's default when left out. Integers, which may be labels, keep theirs then.
+        dtype: Floating type of the result; torch's default when left out. Integers, which may be labels, keep
+            theirs then.
 
     Returns:
         The tensor; (N, D) for CSV.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is of another kind, damaged, would need code to run, holds no or several arrays and no key chooses
-            one, or a CSV cell is missing or no number.
+        ValueError: If the file is of another kind, damaged, would need code to run, holds no or several
+            arrays and no key chooses one, or a CSV cell is missing or no number.
 
     Example:
         >>> import tempfile, pathlib
@@ -63,9 +65,13 @@ def read(path: str | os.PathLike[str], *, key: str | None = None, dtype: torch.d
 
 
 def read_csv(
-    path: str | os.PathLike[str], *, header: bool | None = None, delimiter: str | None = None, dtype: torch.dtype | None = None
+    path: str | os.PathLike[str],
+    *,
+    header: bool | None = None,
+    delimiter: str | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Table:
-    """Read a table of numbers.
+    r"""Read a table of numbers.
 
     Args:
         path: A CSV file in UTF-8.
@@ -77,12 +83,13 @@ def read_csv(
         Values (N, D) and column names (``column 1`` ... without a header).
 
     Raises:
-        ValueError: Naming line and column, if a cell is empty, NaN, infinite or no number, or a line has another number of cells.
+        ValueError: Naming line and column, if a cell is empty, NaN, infinite or no number, or a line has
+            another number of cells.
 
     Example:
         >>> import tempfile, pathlib
         >>> path = pathlib.Path(tempfile.mkdtemp()) / "a.csv"
-        >>> _ = path.write_text("height,width\\n1.5,2\\n3,4\\n")
+        >>> _ = path.write_text("height,width\n1.5,2\n3,4\n")
         >>> read_csv(path)
         Table(values=tensor([[1.5000, 2.0000],
                 [3.0000, 4.0000]]), columns=['height', 'width'])
@@ -126,7 +133,8 @@ def _load(file: str, suffix: str) -> Any:
         return {name: array[name] for name in array.files} if suffix == ".npz" else array
     except Exception as error:
         raise ValueError(
-            f"{file} is damaged or holds objects other than plain arrays, which are not read because that could run code: "
+            f"{file} is damaged or holds objects other than plain arrays, which are not read because that "
+            "could run code: "
             "write it again as numbers"
         ) from error
 
@@ -140,7 +148,9 @@ def _choose(content: Any, file: str, key: str | None) -> Any:
     if key is None and len(content) == 1:
         (key,) = content
     if key is None:
-        raise ValueError(f"{file} holds several arrays or none ({names}): choose one by key= or as {file}:name")
+        raise ValueError(
+            f"{file} holds several arrays or none ({names}): choose one by key= or as {file}:name"
+        )
     if key not in content:
         raise ValueError(f"{file} has no array {key!r}: it holds {names}")
     return content[key]
@@ -178,7 +188,16 @@ def _numbers(row: list[str], columns: list[str], line: int, name: str) -> list[f
     except ValueError:
         pass
     column, cell = next(
-        (c, cell.strip()) for c, cell in zip(columns, row, strict=True) if not (_is_number(cell) and math.isfinite(float(cell)))
+        (c, cell.strip())
+        for c, cell in zip(columns, row, strict=True)
+        if not (_is_number(cell) and math.isfinite(float(cell)))
     )
-    what = "is missing" if cell.lower() in ("", "nan", "na", "n/a", "null", "none", "?") else f"is {cell!r}, not a finite number"
-    raise ValueError(f"{name}, line {line}, column {column!r}: the value {what}; fill it, drop the row or encode the column as numbers")
+    what = (
+        "is missing"
+        if cell.lower() in ("", "nan", "na", "n/a", "null", "none", "?")
+        else f"is {cell!r}, not a finite number"
+    )
+    raise ValueError(
+        f"{name}, line {line}, column {column!r}: the value {what}; fill it, drop the row or encode the "
+        "column as numbers"
+    )

@@ -1,4 +1,4 @@
-"""Training by denoising score matching: losses, weightings, distributions of times, weight averages and the loop."""
+"""Training by denoising score matching."""
 
 from sdediff.training.ema import EMA
 from sdediff.training.fit import AdamW, TrainingResult, fit

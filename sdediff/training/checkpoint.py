@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sdediff import files
 
 
 @dataclass
 class Checkpoint:
-    """State of a run after `step` steps: raw weights and buffers, their average, the optimiser, and what the run was."""
+    """A run after `step` steps: raw weights and buffers, their average, the optimiser, the settings."""
 
     step: int
     weights: dict[str, Tensor]
@@ -28,7 +28,9 @@ class Checkpoint:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to one safetensors file, whole or not at all."""
-        tensors = {f"weights.{k}": v for k, v in self.weights.items()} | {f"average.{k}": v for k, v in self.average.items()}
+        tensors = {f"weights.{k}": v for k, v in self.weights.items()} | {
+            f"average.{k}": v for k, v in self.average.items()
+        }
         scalars: dict[str, dict[str, Any]] = {}
         for index, state in self.optimizer["state"].items():
             for key, value in state.items():
@@ -52,7 +54,9 @@ class Checkpoint:
         for name, tensor in tensors.items():
             part, _, rest = name.partition(".")
             parts[part][rest] = tensor
-        state: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in facts.pop("scalars").items()}
+        state: dict[int, dict[str, Any]] = {
+            int(i): dict(values) for i, values in facts.pop("scalars").items()
+        }
         for name, tensor in parts["optimizer"].items():
             index, _, key = name.partition(".")
             state.setdefault(int(index), {})[key] = tensor
@@ -61,7 +65,9 @@ class Checkpoint:
 
 def load_optimizer(optimizer: torch.optim.Optimizer, stored: Mapping[str, Any]) -> None:
     """Give an optimiser its stored state; the options of its parameter groups stay those of this call."""
-    optimizer.load_state_dict({"state": stored["state"], "param_groups": optimizer.state_dict()["param_groups"]})
+    optimizer.load_state_dict(
+        {"state": stored["state"], "param_groups": optimizer.state_dict()["param_groups"]}
+    )
 
 
 def differences(stored: Any, given: Any, name: str = "") -> list[str]:
@@ -73,40 +79,15 @@ def differences(stored: Any, given: Any, name: str = "") -> list[str]:
     """
     if isinstance(stored, dict) and isinstance(given, dict):
         keys = [*stored, *(k for k in given if k not in stored)]
-        return [d for k in keys for d in differences(stored.get(k), given.get(k), f"{name}.{k}" if name else str(k))]
+        return [
+            d
+            for k in keys
+            for d in differences(stored.get(k), given.get(k), f"{name}.{k}" if name else str(k))
+        ]
     # JSON has no tuples
-    same = list(stored) == list(given) if isinstance(stored, (list, tuple)) and isinstance(given, (list, tuple)) else stored == given
+    same = (
+        list(stored) == list(given)
+        if isinstance(stored, (list, tuple)) and isinstance(given, (list, tuple))
+        else stored == given
+    )
     return [] if same else [f"{name} ({stored}, now {given})"]
-
-
-@torch.no_grad()
-def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Copy named tensors into a module's parameters and buffers, exactly: values, dtypes, and shapes of the module's own buffers.
-
-    A buffer directly on `module` may have any shape, or be None so far (moments are learnt with the units); all else must fit.
-
-    Raises:
-        ValueError: Naming the tensors that are missing, left over or of another shape.
-    """
-    parameters = dict(module.named_parameters(remove_duplicate=False))
-    own = set(module._buffers) - module._non_persistent_buffers_set
-    expected = {name: value.shape for name, value in module.state_dict().items() if name not in own}
-    missing = [n for n in expected if n not in tensors]
-    extra = [n for n in tensors if n not in expected and n not in own]
-    wrong = [f"{n} {tuple(tensors[n].shape)} for {tuple(s)}" for n, s in expected.items() if n in tensors and tensors[n].shape != s]
-    for what, names in (("lacks", missing), ("has the unknown", extra), ("has the wrong shape of", wrong)):
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise ValueError(f"{source} {what} {', '.join(names[:3])}{more}: the network is not the one that was saved")
-    device = next((p.device for p in parameters.values()), torch.device("cpu"))
-    for name in own:
-        module._buffers[name] = tensors[name].to(device) if name in tensors else None
-    for name in expected:
-        owner, _, leaf = name.rpartition(".")
-        holder = module.get_submodule(owner)
-        if name in parameters:
-            parameter = parameters[name]
-            parameter.data = parameter.data.to(tensors[name].dtype)
-            parameter.copy_(tensors[name])
-        else:
-            holder._buffers[leaf] = tensors[name].to(holder._buffers[leaf].device)

@@ -14,8 +14,8 @@ class EMA:
 
     .. math:: \bar\theta_k = d_k \bar\theta_{k-1} + (1-d_k)\,\theta_k, \qquad d_k = \min(decay, (1+k)/(10+k))
 
-    Early on the average spans the last ninth of the training so far, so it never lags behind by the initial weights (which is what
-    makes the first samples of a short training noise).
+    Early on the average spans the last ninth of the training so far, so it never lags behind by the initial
+    weights (which is what makes the first samples of a short training noise).
 
     Args:
         module: The module to follow.

@@ -39,8 +39,8 @@ class TrainingResult:
         model: The model that was given, now holding the averaged weights.
         steps: Steps trained so far, those before a resume included.
         seconds: Time spent on them.
-        history: A dict every `log_every` steps: step, loss (mean since the last line), val_loss (of the averaged weights, or None),
-            lr, seconds.
+        history: A dict every `log_every` steps: step, loss (mean since the last line), val_loss (of the
+            averaged weights, or None), lr, seconds.
         noise_levels: Held-out error by noise level at the end; None without `val`.
         raw_weights: The parameters as the optimiser left them, by name (the average is in the model).
     """
@@ -60,7 +60,11 @@ class TrainingResult:
 
 @dataclass(frozen=True)
 class AdamW:
-    """AdamW with the betas of diffusion practice; without decay it is Adam (Loshchilov & Hutter 2019, arXiv 1711.05101).
+    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101); without decay it is Adam.
+
+    Args:
+        weight_decay: Decay per step, in units of the learning rate.
+        betas: Decay of the averages of gradient and squared gradient.
 
     Example:
         >>> AdamW(weight_decay=0.01)([torch.nn.Parameter(torch.zeros(1))]).defaults["betas"]
@@ -71,8 +75,11 @@ class AdamW:
     betas: tuple[float, float] = (0.9, 0.99)
 
     def __call__(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+        """The optimiser for these parameters; the rate is set at every step."""
         fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
-        return torch.optim.AdamW(parameters, lr=1.0, betas=self.betas, weight_decay=self.weight_decay, fused=fused)
+        return torch.optim.AdamW(
+            parameters, lr=1.0, betas=self.betas, weight_decay=self.weight_decay, fused=fused
+        )
 
 
 def fit(
@@ -85,7 +92,7 @@ def fit(
     cond: Tensor | np.ndarray | None = None,
     val_cond: Tensor | np.ndarray | None = None,
     lr: float | Callable[[int], float] = 2e-3,
-    loss: str | DenoisingLoss = "native",
+    loss: str | DenoisingLoss = "balanced",
     seed: int = 0,
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
@@ -103,36 +110,44 @@ def fit(
 
     .. math:: E\; w(t)\,|F(\alpha z_0 + \sigma\epsilon, t) - F^*|^2 / d
 
-    where z_0 are the data in model units and F* is what the network should put out (`model.target`). The loss shown is divided by the
-    mean of the weight on the network's error, so it is of order 1 for every weighting and process.
+    where z_0 are the data in model units and F* is what the network should put out (`model.target`). The loss
+    shown is divided by the mean of the weight on the network's error, so it is of order 1 for every weighting
+    and process.
 
-    The batch, times and noise of step k are functions of (seed, k) alone and torch's global generator is left as it was (dropout and a
-    Dataset's own draws are seeded by the step), so on a CPU 100 steps and 100 resumed ones are 200 steps bit for bit.
+    The batch, times and noise of step k are functions of (seed, k) alone and torch's global generator is left
+    as it was (dropout and a Dataset's own draws are seeded by the step), so on a CPU 100 steps and 100
+    resumed ones are 200 steps bit for bit.
 
     Args:
         model: The model; only parameters that require gradients are trained.
-        x_train: Data in data units: a tensor or array (N, \*data_shape), a Dataset with items x or (x, cond), or a DataLoader of such
-            batches (which brings its own batch size; to resume exactly it must not have a generator of its own).
+        x_train: Data in data units: a tensor or array (N, \*data_shape), a Dataset with items x or (x, cond),
+            or a DataLoader of such batches (which brings its own batch size; to resume exactly it must not
+            have a generator of its own).
         steps: Number of steps in all, those before a resume included.
         batch_size: Rows a step.
-        val: Held-out data of any of these kinds, for the validation loss: at most 8192 rows, at fixed times and noise.
+        val: Held-out data of any of these kinds, for the validation loss: at most 8192 rows, at fixed times
+            and noise.
         cond: Conditions of the rows of a tensor, (N, cond_dim) or labels (N,).
         val_cond: Conditions of `val`.
-        lr: Peak learning rate, reached after 100 steps, held to step 1000 and decaying with the inverse square root of the step from
-            there; or any function step -> rate, such as :class:`~sdediff.training.Cosine`.
-        loss: "native", "eps", "x0", "likelihood", "edm", or a :class:`~sdediff.training.DenoisingLoss`.
+        lr: Peak learning rate, reached after 100 steps, held to step 1000 and decaying with the inverse
+            square root of the step from there; or any function step -> rate, such as
+            :class:`~sdediff.training.Cosine`.
+        loss: "balanced" (the network's own error, log-normal over all noise levels), "native" (uniform
+            in t), "eps", "x0", "likelihood", "edm", or a :class:`~sdediff.training.DenoisingLoss`.
         seed: Seed of data order, times and noise.
-        out: Folder for ``checkpoint.safetensors`` (all that is needed to go on), ``log.csv`` and, at the end, ``model.safetensors``
-            (for :func:`sdediff.load`); made if need be. Files of an earlier run there are replaced.
+        out: Folder for ``checkpoint.safetensors`` (all that is needed to go on), ``log.csv`` and, at the end,
+            ``model.safetensors`` (for :func:`sdediff.load`); made if need be. Files of an earlier run there
+            are replaced.
         resume: Go on from the checkpoint in `out`; where there is none, training starts afresh and says so.
-        units: "learn" sets the model's shift, scale and moments from x_train (of a Dataset or DataLoader, up to 65536 rows); "keep"
-            leaves them, for going on with a trained model.
-        augment: Called as ``augment(x, seed)`` on every batch in data units, for example :func:`sdediff.data.dequantise`; units are
-            learnt from, and validation is done on, augmented data.
+        units: "learn" sets the model's shift, scale and moments from x_train (of a Dataset or DataLoader, up
+            to 65536 rows); "keep" leaves them, for going on with a trained model.
+        augment: Called as ``augment(x, seed)`` on every batch in data units, for example
+            :func:`sdediff.data.dequantise`; units are learnt from, and validation is done on, augmented data.
         ema_decay: Largest decay of the weight average; it starts smaller (:class:`~sdediff.training.EMA`).
         clip: Largest norm of the gradient; None for no limit.
         weight_decay: Of AdamW.
-        optimizer: Function parameters -> torch optimiser, instead of AdamW; its rate is set by `lr` at every step.
+        optimizer: Function parameters -> torch optimiser, instead of AdamW; its rate is set by `lr` at every
+            step.
         log_every: Steps between lines of the history.
         checkpoint_every: Steps between checkpoints; one is also written at the end and on Ctrl-C.
         progress: Show a progress bar on stderr.
@@ -141,16 +156,19 @@ def fit(
         The history and the model.
 
     Raises:
-        ValueError: If data are empty, of the wrong shape, constant in a column or not finite, or a resumed run differs.
+        ValueError: If data are empty, of the wrong shape, constant in a column or not finite, or a resumed
+            run differs.
         TypeError: If arguments do not go together.
         RuntimeError: If the loss diverges; the last checkpoint is intact.
 
-    Source: Song et al. 2021, arXiv 2011.13456, Eq. 7; the average and its weights at the end as in Ho et al. 2020, arXiv 2006.11239.
+    Source: Song et al. 2021, arXiv 2011.13456, Eq. 7; the average and its weights at the end as in Ho et al.
+        2020, arXiv 2006.11239.
 
     Example:
         >>> import sdediff
         >>> from sdediff.networks import MLP
-        >>> model = sdediff.DiffusionModel(MLP(dim=2, hidden=16), process=sdediff.VP(), prediction="eps", data_shape=(2,))
+        >>> model = sdediff.DiffusionModel(MLP(dim=2, hidden=16), process=sdediff.VP(), prediction="eps",
+        data_shape=(2,))
         >>> fit(model, torch.randn(100, 2), steps=3, batch_size=10, progress=False).steps
         3
     """
@@ -162,7 +180,18 @@ def fit(
         raise TypeError("weight_decay= goes with the default optimiser: set it in optimizer= instead")
     rate = lr if callable(lr) else InverseSqrt(lr)
     settings = Settings(
-        steps, seed, get_loss(loss), rate, optimizer, ema_decay, clip, augment, log_every, checkpoint_every, progress, folder
+        steps,
+        seed,
+        get_loss(loss),
+        rate,
+        optimizer,
+        ema_decay,
+        clip,
+        augment,
+        log_every,
+        checkpoint_every,
+        progress,
+        folder,
     )
     source = make_source(x_train, cond, batch_size, seed)
     stored = _stored(folder) if resume and folder is not None else None
@@ -204,7 +233,10 @@ def _check(
     if resume and out is None:
         raise TypeError("resume=True needs to know where from: give out=, the folder of the run")
     if not any(p.requires_grad for p in model.parameters()):
-        raise ValueError("the model has no parameters to train: build it from a torch module whose parameters require gradients")
+        raise ValueError(
+            "the model has no parameters to train: build it from a torch module whose parameters require "
+            "gradients"
+        )
 
 
 def _stored(folder: Path) -> Checkpoint | None:
@@ -228,4 +260,6 @@ def _describe(settings: Settings) -> dict[str, Any]:
     names = ("seed", "loss", "rate", "optimizer", "ema_decay", "clip", "augment")
     plain = (int, float, type(None))
     values = {name: getattr(settings, name) for name in names}
-    return {k: v if isinstance(v, plain) else re.sub(r" at 0x[0-9a-f]+", "", repr(v)) for k, v in values.items()}
+    return {
+        k: v if isinstance(v, plain) else re.sub(r" at 0x[0-9a-f]+", "", repr(v)) for k, v in values.items()
+    }

@@ -1,6 +1,7 @@
 r"""The denoising score-matching loss: a weighting, a distribution of times, and where the times are drawn.
 
-.. math:: L = E_{t\sim times}\; w(t)\, E_{z_0,\epsilon}\, \tfrac1d\,|F(z_t, t) - F^*|^2, \qquad z_t = \alpha z_0 + \sigma\epsilon
+.. math:: L = E_{t\sim times}\; w(t)\, E_{z_0,\epsilon}\, \tfrac1d\,|F(z_t, t) - F^*|^2, \qquad z_t = \alpha
+z_0 + \sigma\epsilon
 
 (Vincent 2011; Song et al. 2021, arXiv 2011.13456, Eq. 7.)
 """
@@ -23,16 +24,19 @@ if TYPE_CHECKING:
     from sdediff.model import DiffusionModel
 
 
+_NATIVE, _UNIFORM = Native(), UniformTime()
+
+
 @dataclass(frozen=True)
 class DenoisingLoss:
     """A denoising loss.
 
     Args:
-        weighting: Weight of the errors over time; an object of :mod:`sdediff.training.weightings` or any function (process, t) giving
-            the weight on the squared error of the noise estimate.
+        weighting: Weight of the errors over time; an object of :mod:`sdediff.training.weightings` or any
+            function (process, t) giving the weight on the squared error of the noise estimate.
         times: The distribution the loss is an average over.
-        proposal: The distribution times are drawn from; the ratio of densities is divided out, so it changes the variance of the
-            gradient and not its mean. `times` itself when left out.
+        proposal: The distribution times are drawn from; the ratio of densities is divided out, so it changes
+            the variance of the gradient and not its mean. `times` itself when left out.
 
     Example:
         >>> from sdediff.processes import VE
@@ -42,8 +46,8 @@ class DenoisingLoss:
         tensor([1.0000, 1.0000, 1.0000, 1.0000], dtype=torch.float64)
     """
 
-    weighting: Weighting | Native = Native()
-    times: Times = UniformTime()
+    weighting: Weighting | Native = _NATIVE
+    times: Times = _UNIFORM
     proposal: Times | None = None
 
     def draw(self, process: GaussianProcess, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,6 +89,7 @@ def squared_error(
 
 #: Losses by name, for ``fit(loss=...)``.
 LOSSES: dict[str, DenoisingLoss] = {
+    "balanced": DenoisingLoss(Native(), LogNormal(mean=-1.0, std=2.0)),
     "native": DenoisingLoss(Native(), UniformTime()),
     "eps": DenoisingLoss(Eps(), UniformTime()),
     "x0": DenoisingLoss(X0(), UniformTime()),
@@ -107,5 +112,8 @@ def get_loss(loss: str | DenoisingLoss) -> DenoisingLoss:
         return loss
     if loss not in LOSSES:
         near = difflib.get_close_matches(str(loss), LOSSES, n=1, cutoff=0.0)[0]
-        raise ValueError(f"there is no loss {loss!r} (did you mean {near!r}?): give one of {', '.join(LOSSES)} or a DenoisingLoss")
+        raise ValueError(
+            f"there is no loss {loss!r} (did you mean {near!r}?): give one of {', '.join(LOSSES)} or a "
+            "DenoisingLoss"
+        )
     return LOSSES[loss]

@@ -12,7 +12,8 @@ class InverseSqrt:
 
     .. math:: lr_k = peak \cdot \min(1, (k+1)/warmup) / \sqrt{\max(1, (k+1)/flat)}
 
-    It does not know where training ends, so 100 steps and 100 more are 200 (Karras et al. 2024, arXiv 2312.02696, section 3.1).
+    It does not know where training ends, so 100 steps and 100 more are 200 (Karras et al. 2024, arXiv
+    2312.02696, section 3.1).
 
     Example:
         >>> rate = InverseSqrt(1e-3, warmup=10, flat=100)
@@ -25,7 +26,12 @@ class InverseSqrt:
     flat: int = 1000
 
     def __call__(self, step: int) -> float:
-        return self.peak * min(1.0, (step + 1) / max(1, self.warmup)) / math.sqrt(max(1.0, (step + 1) / self.flat))
+        """Learning rate of step 0, 1, ..."""
+        return (
+            self.peak
+            * min(1.0, (step + 1) / max(1, self.warmup))
+            / math.sqrt(max(1.0, (step + 1) / self.flat))
+        )
 
 
 @dataclass(frozen=True)
@@ -45,5 +51,8 @@ class Cosine:
     warmup: int = 100
 
     def __call__(self, step: int) -> float:
+        """Learning rate of step 0, 1, ..."""
         progress = min(1.0, step / self.total)
-        return self.peak * min(1.0, (step + 1) / max(1, self.warmup)) * 0.5 * (1 + math.cos(math.pi * progress))
+        return (
+            self.peak * min(1.0, (step + 1) / max(1, self.warmup)) * 0.5 * (1 + math.cos(math.pi * progress))
+        )

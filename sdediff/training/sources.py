@@ -47,7 +47,7 @@ def step_seed(seed: int, purpose: str, step: int) -> int:
 
 @contextmanager
 def isolated_rng(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Seed torch's global generators inside, restore them after: dropout and user code become functions of `seed`."""
+    """Seed torch's global generators inside (dropout, a user's own draws) and restore them after."""
     device = torch.device(device)
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
@@ -59,7 +59,9 @@ def isolated_rng(seed: int, device: torch.device | str = "cpu") -> Iterator[None
 
 
 class Shuffle:
-    """An endless shuffled order of n rows: one permutation an epoch, epochs end to end, batches cut regardless of epochs.
+    """An endless shuffled order of n rows: one permutation an epoch, epochs end to end.
+
+    Batches are cut from it regardless of epochs, so each has its full size, whatever n.
 
     Example:
         >>> rows = Shuffle(4, seed=0)
@@ -72,12 +74,16 @@ class Shuffle:
         self._held: dict[int, Tensor] = {}
 
     def permutation(self, epoch: int) -> Tensor:
+        """The order of the rows in an epoch."""
         if epoch not in self._held:
             keys = noise.uniform(self.seed, torch.arange(self.n), ORDER, epoch, (), torch.float64)
-            self._held = {e: p for e, p in self._held.items() if e == epoch - 1} | {epoch: keys.argsort(stable=True)}
+            self._held = {e: p for e, p in self._held.items() if e == epoch - 1} | {
+                epoch: keys.argsort(stable=True)
+            }
         return self._held[epoch]
 
     def __call__(self, start: int, count: int) -> Tensor:
+        """Rows number start .. start + count - 1 of the order."""
         parts = []
         while count > 0:
             epoch, offset = divmod(start, self.n)
@@ -96,10 +102,12 @@ class TensorSource:
         self.config = {"rows": len(x), "batch_size": batch_size}
 
     def batch(self, step: int) -> Batch:
+        """Rows and conditions of a step."""
         rows = self.shuffle(step * self.batch_size, self.batch_size).to(self.x.device)
         return self.x[rows], None if self.cond is None else self.cond[rows.to(self.cond.device)]
 
     def sample(self) -> Tensor:
+        """All rows."""
         return self.x
 
 
@@ -112,19 +120,26 @@ class DatasetSource:
         self.config = {"rows": self.shuffle.n, "batch_size": batch_size}
 
     def batch(self, step: int) -> Batch:
+        """Rows and conditions of a step."""
         rows = self.shuffle(step * self.batch_size, self.batch_size).tolist()
         with isolated_rng(step_seed(self.seed, "data", step)):
             return split_item(torch.utils.data.default_collate([self.dataset[row] for row in rows]))
 
     def sample(self) -> Tensor:
+        """Up to STATISTICS_ROWS rows, chosen at random."""
         rows = self.shuffle.permutation(0)[:STATISTICS_ROWS].tolist()
         with isolated_rng(step_seed(self.seed, "statistics", 0)):
             items = [self.dataset[row] for row in rows]
-        return torch.stack([torch.as_tensor(item[0] if isinstance(item, (tuple, list)) else item) for item in items])
+        return torch.stack(
+            [torch.as_tensor(item[0] if isinstance(item, (tuple, list)) else item) for item in items]
+        )
 
 
 class LoaderSource:
-    """A DataLoader, in its own order and batch size; its shuffling is seeded by the epoch unless it has a generator of its own."""
+    """A DataLoader, in its own order and batch size.
+
+    Its shuffling is seeded by the epoch, unless it has a generator of its own.
+    """
 
     def __init__(self, loader: DataLoader[Any], seed: int) -> None:
         self.loader, self.seed = loader, seed
@@ -132,6 +147,7 @@ class LoaderSource:
         self._epoch, self._next, self._iterator = -1, 0, iter(())
 
     def batch(self, step: int) -> Batch:
+        """Rows and conditions of a step."""
         if step < self._next:  # a new run over the same source
             self._epoch, self._next, self._iterator = -1, 0, iter(())
         while True:
@@ -153,6 +169,7 @@ class LoaderSource:
         return item
 
     def sample(self) -> Tensor:
+        """The first STATISTICS_ROWS rows of a pass, rounded up to batches."""
         parts, count = [], 0
         with isolated_rng(step_seed(self.seed, "statistics", 0)):
             for item in self.loader:
@@ -180,7 +197,8 @@ def as_tensor(value: Any, name: str) -> Tensor:
         return value if isinstance(value, Tensor) else torch.from_numpy(np.ascontiguousarray(value))
     except TypeError as error:
         raise TypeError(
-            f"{name} is a {type(value).__name__}, which is no array of numbers: give a tensor, a numpy array, a Dataset or a DataLoader"
+            f"{name} is a {type(value).__name__}, which is no array of numbers: "
+            "give a tensor, a numpy array, a Dataset or a DataLoader"
         ) from error
 
 
@@ -189,25 +207,30 @@ def check_rows(x: Tensor, shape: tuple[int, ...], name: str) -> None:
     if tuple(x.shape[1:]) != tuple(shape) or x.ndim == 0:
         needed = ", ".join(map(str, ("N", *shape)))
         raise ValueError(
-            f"{name} has shape {tuple(x.shape)} and the model needs ({needed}): reshape the data or build the model with another data_shape"
+            f"{name} has shape {tuple(x.shape)} and the model needs ({needed}): "
+            "reshape the data or build the model with another data_shape"
         )
     if len(x) == 0:
         raise ValueError(f"{name} is empty: give at least one row")
     bad = ~torch.isfinite(x).flatten(1).all(1)
     if bool(bad.any()):
         raise ValueError(
-            f"{name} has NaN or infinite values in {int(bad.sum())} of {len(x)} rows, first in row {int(bad.nonzero()[0])}: "
-            "remove or fill them"
+            f"{name} has NaN or infinite values in {int(bad.sum())} of {len(x)} rows, "
+            f"first in row {int(bad.nonzero()[0])}: remove or fill them"
         )
 
 
 def check_cond(cond: Tensor, rows: int, name: str) -> None:
     """Raise unless cond has one finite row for every row of x."""
     if cond.ndim == 0 or len(cond) != rows:
-        raise ValueError(f"{name} has shape {tuple(cond.shape)} for {rows} rows of data: give one condition a row")
+        raise ValueError(
+            f"{name} has shape {tuple(cond.shape)} for {rows} rows of data: give one condition a row"
+        )
     bad = ~torch.isfinite(cond.reshape(rows, -1)).all(1)
     if bool(bad.any()):
-        raise ValueError(f"{name} has NaN or infinite values, first in row {int(bad.nonzero()[0])}: remove or fill them")
+        raise ValueError(
+            f"{name} has NaN or infinite values, first in row {int(bad.nonzero()[0])}: remove or fill them"
+        )
 
 
 def make_source(x: Any, cond: Any, batch_size: int, seed: int) -> Source:
@@ -226,7 +249,10 @@ def make_source(x: Any, cond: Any, batch_size: int, seed: int) -> Source:
         raise TypeError("cond= goes with a tensor: a Dataset or DataLoader gives items (x, cond)")
     if isinstance(x, DataLoader):
         if batch_size not in (DEFAULT_BATCH_SIZE, x.batch_size):
-            raise TypeError(f"batch_size={batch_size} was given with a DataLoader of batch_size={x.batch_size}: leave it out")
+            raise TypeError(
+                f"batch_size={batch_size} was given with a DataLoader of batch_size={x.batch_size}: "
+                "leave it out"
+            )
         return LoaderSource(x, seed)
     if isinstance(x, IterableDataset):
         raise TypeError("an IterableDataset has no rows to draw from: wrap it in a torch DataLoader")

@@ -1,7 +1,8 @@
 r"""Where on the time axis a loss is taken: maps from uniform numbers to times, with their densities.
 
-A stratified batch ``u_i = (u + i/B) mod 1`` (Kingma et al. 2021, arXiv 2107.00630, appendix I.1) goes through the inverse distribution
-function of one of these. Their densities (per unit time) let importance weights be divided out.
+A stratified batch ``u_i = (u + i/B) mod 1`` (Kingma et al. 2021, arXiv 2107.00630, appendix I.1) goes through
+the inverse distribution function of one of these. Their densities (per unit time) let importance weights be
+divided out.
 """
 
 from __future__ import annotations
@@ -51,15 +52,19 @@ class UniformTime:
     """
 
     def sample(self, u: Tensor, process: GaussianProcess) -> Tensor:
+        """Times for uniform numbers."""
         return _clamp(process.t_min + u.double() * (process.t_max - process.t_min), process)
 
     def density(self, t: Tensor, process: GaussianProcess) -> Tensor:
+        """Density per unit time."""
         return torch.full_like(t, 1 / (process.t_max - process.t_min))
 
 
 @dataclass(frozen=True)
 class UniformLogSNR:
-    r"""Uniform in :math:`\lambda = \log(\alpha/\sigma)` between its ends; density :math:`-\lambda'(t)/(\lambda_{max}-\lambda_{min})`.
+    r"""Uniform in :math:`\lambda = \log(\alpha/\sigma)` between its ends.
+
+    .. math:: p(t) = -\lambda'(t)/(\lambda_{max}-\lambda_{min})
 
     Example:
         >>> from sdediff.processes import EDM
@@ -69,22 +74,24 @@ class UniformLogSNR:
     """
 
     def sample(self, u: Tensor, process: GaussianProcess) -> Tensor:
+        """Times for uniform numbers."""
         high, low = process.lam(process.t_min), process.lam(process.t_max)
         return _clamp(process.time(high + u.double() * (low - high)), process)
 
     def density(self, t: Tensor, process: GaussianProcess) -> Tensor:
+        """Density per unit time."""
         return -process.d_lam(t) / (process.lam(process.t_min) - process.lam(process.t_max)).to(t.dtype)
 
 
 @dataclass(frozen=True)
 class LogNormal:
-    r"""Log-normal in the noise-to-signal ratio :math:`\tilde\sigma = \sigma/\alpha`, cut off at the ends of the process.
+    r"""Log-normal in the noise-to-signal ratio :math:`\tilde\sigma = \sigma/\alpha`, cut to the process.
 
     .. math:: \ln\tilde\sigma \sim N(\mu, s^2) \text{ on } [-\lambda(t_{min}), -\lambda(t_{max})]
 
     Args:
-        mean: Mean of the logarithm. Model units have data of standard deviation 1: Karras et al.'s -1.2 at sigma_data = 0.5 is
-            ``-1.2 + ln 2 = -0.5`` here.
+        mean: Mean of the logarithm. Model units have data of standard deviation 1: Karras et al.'s -1.2 at
+            sigma_data = 0.5 is ``-1.2 + ln 2 = -0.5`` here.
         std: Its standard deviation.
 
     Source: Karras et al. 2022, arXiv 2206.00364, table 1.
@@ -105,11 +112,13 @@ class LogNormal:
         return low, high
 
     def sample(self, u: Tensor, process: GaussianProcess) -> Tensor:
+        """Times for uniform numbers."""
         low, high = self._ends(process)
         z = torch.special.ndtri(low + u.double() * (high - low))
         return _clamp(process.time(-(self.mean + self.std * z)), process)
 
     def density(self, t: Tensor, process: GaussianProcess) -> Tensor:
+        """Density per unit time."""
         low, high = self._ends(process)
         z = (-process.lam(t).double() - self.mean) / self.std
         normal = torch.exp(-0.5 * z**2) / (self.std * math.sqrt(2 * math.pi))

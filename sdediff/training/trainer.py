@@ -19,7 +19,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sdediff import files
-from sdediff.training.checkpoint import Checkpoint, differences, load_optimizer, load_weights
+from sdediff.serialization import load_weights
+from sdediff.training.checkpoint import Checkpoint, differences, load_optimizer
 from sdediff.training.ema import EMA
 from sdediff.training.losses import DenoisingLoss, squared_error
 from sdediff.training.sources import NOISE, TIMES, Source, isolated_rng, step_seed
@@ -53,7 +54,9 @@ class Settings:
 class Trainer:
     """A run: the state between steps and the step itself."""
 
-    def __init__(self, model: DiffusionModel, source: Source, settings: Settings, validation: Validation | None) -> None:
+    def __init__(
+        self, model: DiffusionModel, source: Source, settings: Settings, validation: Validation | None
+    ) -> None:
         self.model, self.source, self.settings, self.validation = model, source, settings, validation
         parameters = [p for p in model.parameters() if p.requires_grad]
         self.parameters, self.device, self.dtype = parameters, parameters[0].device, parameters[0].dtype
@@ -69,10 +72,16 @@ class Trainer:
         self.raw: dict[str, Tensor] = {}
 
     def run(self, config: dict[str, Any]) -> None:
-        """Train up to ``settings.steps``; whatever happens, the model is left with the averaged weights and in its former mode."""
+        """Train up to ``settings.steps``; however it ends, the model then holds the averaged weights."""
         settings, training, began = self.settings, self.model.training, time.perf_counter() - self.seconds
         self.model.train()
-        bar = tqdm(total=settings.steps, initial=self.step, disable=not settings.progress, unit="step", dynamic_ncols=True)
+        bar = tqdm(
+            total=settings.steps,
+            initial=self.step,
+            disable=not settings.progress,
+            unit="step",
+            dynamic_ncols=True,
+        )
         try:
             with bar, interruptible() as interrupted:
                 while self.step < settings.steps:
@@ -121,7 +130,7 @@ class Trainer:
         self._updating = False
 
     def loss(self, z: Tensor, cond: Tensor | None) -> Tensor:
-        """The loss of a batch in model units at this step's times and noise; 1 is the size of its mean weight."""
+        """The loss of a batch, in model units, at this step's times and noise."""
         k, seed = self.step, self.settings.seed
         u = noise.uniform(seed, torch.zeros(1, dtype=torch.long), TIMES, k, (), torch.float64)
         t, importance = self.settings.loss.draw(self.model.process, stratified(u, len(z)))
@@ -141,7 +150,9 @@ class Trainer:
                 line["val_loss"] = self.validation.loss(self.scale)
         line |= {"lr": self.settings.rate(self.step - 1), "seconds": round(self.seconds, 3)}
         self.history.append(line)
-        shown = {"loss": f"{line['loss']:.4f}"} | ({} if line["val_loss"] is None else {"val": f"{line['val_loss']:.4f}"})
+        shown = {"loss": f"{line['loss']:.4f}"} | (
+            {} if line["val_loss"] is None else {"val": f"{line['val_loss']:.4f}"}
+        )
         bar.set_postfix(shown)
         if self.settings.out is not None:
             text = io.StringIO()
@@ -173,7 +184,10 @@ class Trainer:
         """
         changed = differences(checkpoint.config, config)
         if changed:
-            raise ValueError(f"{path} is of another run, it differs in {'; '.join(changed)}: resume with the same settings or choose another out=")
+            raise ValueError(
+                f"{path} is of another run, it differs in {'; '.join(changed)}: "
+                "resume with the same settings or choose another out="
+            )
         load_weights(self.model, checkpoint.weights, str(path))
         self.ema.load(checkpoint.average, checkpoint.updates)
         load_optimizer(self.optimizer, checkpoint.optimizer)
@@ -193,7 +207,10 @@ class Watch:
         if not math.isfinite(loss + size):
             bad = ~torch.isfinite(x).flatten(1).all(1)
             if bool(bad.any()):
-                raise ValueError(f"step {step}: row {int(bad.nonzero()[0])} of the batch has NaN or infinite values: remove or fill them")
+                raise ValueError(
+                    f"step {step}: row {int(bad.nonzero()[0])} of the batch has NaN or infinite values: "
+                    "remove or fill them"
+                )
             what = "loss" if not math.isfinite(loss) else "gradient"
             raise RuntimeError(
                 f"training stopped at step {step}: the {what} is {loss if what == 'loss' else size}; "
@@ -206,7 +223,8 @@ class Watch:
             self._start = max(1.0, self._mean)
         if self._seen > self.SPAN and self._mean > self.FACTOR * self._start:
             raise RuntimeError(
-                f"training stopped at step {step}: the loss has grown from {self._start:.3g} to {self._mean:.3g} and diverges; lower lr="
+                f"training stopped at step {step}: the loss has grown from {self._start:.3g} "
+                f"to {self._mean:.3g} and diverges; lower lr="
             )
 
 
@@ -217,7 +235,7 @@ def wide(device: torch.device) -> torch.dtype:
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Let Ctrl-C wait for the end of the step, so that no half-made update is saved; a second one acts at once."""
+    """Let Ctrl-C wait for the end of the step, so that no half-made update is saved; a second is obeyed."""
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return

@@ -27,7 +27,8 @@ from solvers import noise
 if TYPE_CHECKING:
     from sdediff.model import DiffusionModel
 
-#: A small set is repeated with other noise up to this many evaluations; of a large one a fixed choice of this many rows is taken.
+#: A small set is repeated with other noise up to this many evaluations; of a large one a fixed choice of this
+#: many rows is taken.
 FEWEST, MOST = 1024, 8192
 _CHUNK = 1024
 
@@ -38,8 +39,9 @@ class NoiseLevels:
 
     Attributes:
         edges: Noise-to-signal ratios sigma/alpha between the bins, (bins + 1,), rising.
-        eps_error: Mean of :math:`|\epsilon-\hat\epsilon|^2/d` in every bin, (bins,). 1 is what the guess 0 earns; the smallest possible
-            value is not 0: it is near 1 where the noise is much smaller than the data's structure and cannot be seen.
+        eps_error: Mean of :math:`|\epsilon-\hat\epsilon|^2/d` in every bin, (bins,). 1 is what the guess 0
+            earns; the smallest possible value is not 0: it is near 1 where the noise is much smaller than the
+            data's structure and cannot be seen.
     """
 
     edges: Tensor
@@ -49,8 +51,8 @@ class NoiseLevels:
 class Validation:
     """A held-out set with times and noise fixed by the seed: its loss falls only when the model gets better.
 
-    Times are uniform in lam, one stratum an evaluation, so that every noise level has its share; the loss's own distribution of times
-    enters as importance weights.
+    Times are uniform in lam, one stratum an evaluation, so that every noise level has its share; the loss's
+    own distribution of times enters as importance weights.
     """
 
     def __init__(
@@ -77,7 +79,9 @@ class Validation:
         n = len(choice)
         u = stratified(0.5 / n, n)[_draw(seed, n, 1).argsort(stable=True)]
         self.t = UniformLogSNR().sample(u, model.process)
-        self.eps = noise.normal(seed, torch.arange(n), VALIDATION_NOISE, 0, self.x.shape[1:], first.dtype, first.device)
+        self.eps = noise.normal(
+            seed, torch.arange(n), VALIDATION_NOISE, 0, self.x.shape[1:], first.dtype, first.device
+        )
 
     def loss(self, scale: float = 1.0) -> float:
         """The loss, over `scale`."""

@@ -1,12 +1,13 @@
 r"""Weightings of the denoising loss over noise levels.
 
-Whatever the network predicts, its error :math:`F - F^*`, the denoiser's and the noise estimate's are one error in different units:
-with :math:`D = c_{skip} z_t + c_{out} F` and :math:`\hat\epsilon = (z_t - \alpha D)/\sigma`,
+Whatever the network predicts, its error :math:`F - F^*`, the denoiser's and the noise estimate's are one
+error in different units: with :math:`D = c_{skip} z_t + c_{out} F` and :math:`\hat\epsilon = (z_t - \alpha
+D)/\sigma`,
 
 .. math:: \epsilon - \hat\epsilon = \frac{\alpha}{\sigma}(D - z_0) = \frac{\alpha\,c_{out}}{\sigma}(F - F^*)
 
-so a weighting states its weight on :math:`|\epsilon - \hat\epsilon|^2` as a function of process and time, and the weight on the
-network's own error follows (:func:`network_weight`).
+so a weighting states its weight on :math:`|\epsilon - \hat\epsilon|^2` as a function of process and time, and
+the weight on the network's own error follows (:func:`network_weight`).
 """
 
 from __future__ import annotations
@@ -29,12 +30,14 @@ Weighting = Callable[[GaussianProcess, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Native:
-    """Weight 1 on the network's own squared error, whatever it predicts (it depends on the prediction, hence is no function of t)."""
+    """Weight 1 on the network's own squared error; on the noise error it depends on the prediction."""
 
 
 @dataclass(frozen=True)
 class Eps:
-    r"""Weight 1 on :math:`|\epsilon-\hat\epsilon|^2`, that is sigma^2 on the score error (Ho et al. 2020, arXiv 2006.11239, Eq. 14).
+    r"""Weight 1 on :math:`|\epsilon-\hat\epsilon|^2`, that is :math:`\sigma^2` on the score error.
+
+    Source: Ho et al. 2020, arXiv 2006.11239, Eq. 14.
 
     Example:
         >>> from sdediff.processes import VP
@@ -43,6 +46,7 @@ class Eps:
     """
 
     def __call__(self, process: GaussianProcess, t: Tensor) -> Tensor:
+        """Weight on the squared error of the noise estimate."""
         return torch.ones_like(t)
 
 
@@ -57,6 +61,7 @@ class X0:
     """
 
     def __call__(self, process: GaussianProcess, t: Tensor) -> Tensor:
+        """Weight on the squared error of the noise estimate."""
         return torch.exp(-2 * process.lam(t))
 
 
@@ -64,8 +69,9 @@ class X0:
 class Likelihood:
     r"""Weight :math:`g^2` on the score error, :math:`g^2/\sigma^2 = -2\lambda'` on the noise error.
 
-    Half its integral over time bounds the Kullback-Leibler divergence of the reverse SDE's samples (Song et al. 2021,
-    arXiv 2101.09258, Eq. 7); in lam it is uniform, which is why :class:`~sdediff.training.times.UniformLogSNR` is its proposal.
+    Half its integral over time bounds the Kullback-Leibler divergence of the reverse SDE's samples (Song et
+    al. 2021, arXiv 2101.09258, Eq. 7); in lam it is uniform, which is why
+    :class:`~sdediff.training.times.UniformLogSNR` is its proposal.
 
     Example:
         >>> from sdediff.processes import EDM
@@ -74,15 +80,16 @@ class Likelihood:
     """
 
     def __call__(self, process: GaussianProcess, t: Tensor) -> Tensor:
+        """Weight on the squared error of the noise estimate."""
         return -2 * process.d_lam(t)
 
 
 @dataclass(frozen=True)
 class Karras:
-    r"""Karras et al.'s :math:`(\tilde\sigma^2+1)/\tilde\sigma^2` on the denoiser's error, :math:`1+\tilde\sigma^2` on the noise error.
+    r"""Weight :math:`1+\tilde\sigma^2`, or :math:`(\tilde\sigma^2+1)/\tilde\sigma^2` on the denoiser's error.
 
-    Here :math:`\tilde\sigma = \sigma/\alpha` and sigma_data = 1 (model units). With the "edm" prediction it is :class:`Native`
-    (arXiv 2206.00364, table 1 and Eq. 8).
+    Here :math:`\tilde\sigma = \sigma/\alpha` and sigma_data = 1 (model units). With the "edm" prediction it
+    is :class:`Native` (Karras et al. 2022, arXiv 2206.00364, table 1 and Eq. 8).
 
     Example:
         >>> from sdediff.processes import EDM
@@ -91,11 +98,12 @@ class Karras:
     """
 
     def __call__(self, process: GaussianProcess, t: Tensor) -> Tensor:
+        """Weight on the squared error of the noise estimate."""
         return 1 + torch.exp(-2 * process.lam(t))
 
 
 def noise_error_weight(model: DiffusionModel, t: Tensor) -> Tensor:
-    r""":math:`(\alpha c_{out}/\sigma)^2`: what turns the network's squared error into the noise estimate's, of t's shape and dtype."""
+    r""":math:`(\alpha c_{out}/\sigma)^2`, the noise estimate's squared error over the network's; like t."""
     c_out = model.coefficients(t)[1]
     return torch.exp(2 * model.process.lam(t)) * torch.as_tensor(c_out, dtype=t.dtype, device=t.device) ** 2
 
