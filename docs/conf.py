@@ -34,3 +34,17 @@ napoleon_numpy_docstring = False
 
 html_theme = "furo"
 html_title = f"{project} {release}"
+
+# Docstrings write shapes as they are read, (B, *E); to reStructuredText a bare star opens an emphasis.
+LITERAL_OR_STAR = re.compile(r"``.*?``|`[^`]*`|(?<=[ (])\*(?=(E|shape|data_shape)\b)")
+
+
+def escape_stars(app, what, name, obj, options, lines) -> None:
+    """Escape the star of a shape, in place, outside literals."""
+    lines[:] = [
+        LITERAL_OR_STAR.sub(lambda found: r"\*" if found[0] == "*" else found[0], line) for line in lines
+    ]
+
+
+def setup(app) -> None:
+    app.connect("autodoc-process-docstring", escape_stars, priority=600)  # after napoleon
