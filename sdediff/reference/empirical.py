@@ -71,10 +71,8 @@ class Empirical(ClosedForm):
 
     def _log_prob(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         def compute(difference: Tensor, sigma: Tensor) -> Tensor:
-            constant = math.log(len(self.points)) + self.dim * (
-                0.5 * math.log(2 * math.pi) + sigma[:, 0].log()
-            )
-            return _logits(difference).logsumexp(-1) - constant
+            per_axis = 0.5 * math.log(2 * math.pi) + sigma[:, 0].log()
+            return _logits(difference).logsumexp(-1) - math.log(len(self.points)) - self.dim * per_axis
 
         return self._rows(compute, x, alpha, sigma)
 
