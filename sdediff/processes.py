@@ -226,9 +226,9 @@ class GaussianProcess:
             noise="additive",
         )
 
-    def default_grid(self, n: int) -> Tensor:
-        """The n + 1 falling times of this process's default grid, float64, exactly from t_max to t_min."""
-        return rho_grid(self, n)
+    def default_grid(self, n: int, span: tuple[float, float] | None = None) -> Tensor:
+        """The n + 1 falling times of this process's default grid, float64, exactly from t_max to t_min (or over `span`)."""
+        return rho_grid(self, n, span)
 
     @property
     def config(self) -> dict[str, Any]:

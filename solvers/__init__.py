@@ -1,0 +1,59 @@
+"""Numerical integration of ODEs and SDEs on batches of tensors.
+
+A solver sees a problem (:class:`ODE`, :class:`SDE` or :class:`SemiLinear`), never a network or a data set; `sdediff` supplies the problems of
+diffusion models. Imports torch, never sdediff.
+"""
+
+from .brownian import BrownianPath
+from .compose import Corrector, Langevin, PredictorCorrector, SongLangevin, StepDoubling
+from .exponential import DDIM, Ancestral
+from .grids import GRIDS, log_snr_grid, rho_grid, uniform_grid
+from .noise import Noise, Stream
+from .problems import ODE, SDE, SemiLinear
+from .registry import available, get, register, unregister
+from .runge_kutta import AdaptiveRungeKutta, Dopri5, Euler, Heun, RungeKutta, RungeKutta4, Tableau
+from .solution import Solution, SolverError, Status
+from .solve import solve
+from .solver import Request, Solver, Step, StepSolver
+from .stochastic import EulerMaruyama, StochasticHeun
+
+__all__ = [
+    "DDIM",
+    "GRIDS",
+    "ODE",
+    "SDE",
+    "AdaptiveRungeKutta",
+    "Ancestral",
+    "BrownianPath",
+    "Corrector",
+    "Dopri5",
+    "Euler",
+    "EulerMaruyama",
+    "Heun",
+    "Langevin",
+    "Noise",
+    "PredictorCorrector",
+    "Request",
+    "RungeKutta",
+    "RungeKutta4",
+    "SemiLinear",
+    "Solution",
+    "Solver",
+    "SolverError",
+    "SongLangevin",
+    "Status",
+    "Step",
+    "StepDoubling",
+    "StepSolver",
+    "StochasticHeun",
+    "Stream",
+    "Tableau",
+    "available",
+    "get",
+    "log_snr_grid",
+    "register",
+    "rho_grid",
+    "solve",
+    "uniform_grid",
+    "unregister",
+]

@@ -9,8 +9,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-#: ``(t, x) -> like x`` with t of shape () or (B,) in x's dtype.
-Field = Callable[[Tensor, Tensor], Tensor]
+#: ``(t, x, *per_sample) -> like x`` with t of shape () or (B,) in x's dtype.
+Field = Callable[..., Tensor]
 #: A time inside a solver: a Python float on a fixed grid, a float64 (B,) tensor where each sample has its own.
 Time = float | Tensor
 
@@ -55,7 +55,9 @@ class ODE:
     """The initial value problem ``dx/dt = drift(t, x)``.
 
     Args:
-        drift: ``drift(t, x)`` -> like x; x (B, *E), t () on a fixed grid or (B,) under an adaptive solver.
+        drift: ``drift(t, x, *per_sample)`` -> like x; x (B, *E), t () on a fixed grid or (B,) under an adaptive solver.
+        per_sample: Tensors with a row a sample, such as conditions; adaptive solvers drop finished samples from the batch, and the
+            rows of these with them.
 
     Example:
         >>> import torch, solvers
@@ -66,9 +68,10 @@ class ODE:
     """
 
     drift: Field
+    per_sample: tuple[Tensor, ...] = ()
 
     def velocity(self, t: Time, x: Tensor) -> Tensor:
-        return self.drift(as_time(t, x), x)
+        return self.drift(as_time(t, x), x, *self.per_sample)
 
 
 @dataclass(frozen=True)
@@ -76,9 +79,10 @@ class SDE:
     """The Itô SDE ``dx = drift(t, x) dt + diffusion(t, x) dW``, solved in either direction of time.
 
     Args:
-        drift: ``drift(t, x)`` -> like x.
-        diffusion: ``diffusion(t, x)`` -> broadcastable against x: the diagonal of the noise matrix.
+        drift: ``drift(t, x, *per_sample)`` -> like x.
+        diffusion: ``diffusion(t, x, *per_sample)`` -> broadcastable against x: the diagonal of the noise matrix.
         noise: "additive" (diffusion does not depend on x) or "diagonal" (it may).
+        per_sample: Tensors with a row a sample.
 
     Raises:
         ValueError: For another kind of noise.
@@ -93,16 +97,17 @@ class SDE:
     drift: Field
     diffusion: Field
     noise: Literal["additive", "diagonal"] = "additive"
+    per_sample: tuple[Tensor, ...] = ()
 
     def __post_init__(self) -> None:
         if self.noise not in ("additive", "diagonal"):
             raise ValueError(f'noise={self.noise!r} is not a kind of noise: give "additive" or "diagonal"')
 
     def velocity(self, t: Time, x: Tensor) -> Tensor:
-        return self.drift(as_time(t, x), x)
+        return self.drift(as_time(t, x), x, *self.per_sample)
 
     def noise_scale(self, t: Time, x: Tensor) -> Tensor:
-        return self.diffusion(as_time(t, x), x)
+        return self.diffusion(as_time(t, x), x, *self.per_sample)
 
 
 class Coefficients(NamedTuple):
@@ -134,10 +139,11 @@ class SemiLinear:
 
     Args:
         process: The schedule (alpha, sigma, lam, their derivatives and the inverse time(lam)).
-        denoiser: ``denoiser(t, x)`` -> E[x_0 | x_t = x], like x; t float64, () or (B,).
+        denoiser: ``denoiser(t, x, *per_sample)`` -> E[x_0 | x_t = x], like x; t float64, () or (B,).
         eta: Noise level of the family: 0 the probability-flow ODE, 1 the reverse SDE, or a function of t (() float64 tensor or (B,)).
             k-diffusion's eta is this one squared in its 2M-SDE; DDIM's differs too.
         scale: Standard deviation of the data, about; sets the coordinates of adaptive solves, nothing else.
+        per_sample: Tensors with a row a sample.
 
     Raises:
         ValueError: If eta is negative.
@@ -147,6 +153,7 @@ class SemiLinear:
     denoiser: Field
     eta: float | Callable[[Tensor], Tensor] = 0.0
     scale: float = 1.0
+    per_sample: tuple[Tensor, ...] = ()
     _table: dict[float, Coefficients] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -189,7 +196,7 @@ class SemiLinear:
         """D(t, x) with t as the denoiser wants it: float64, () or (B,)."""
         if not isinstance(t, Tensor):
             t = torch.full((), t, dtype=torch.float64)
-        return self.denoiser(t, x)
+        return self.denoiser(t, x, *self.per_sample)
 
     def velocity(self, t: Time, x: Tensor) -> Tensor:
         c = self.at(t, x)
@@ -225,3 +232,31 @@ def _combine(a: Any, x: Tensor, b: Any, y: Tensor) -> Tensor:
 def is_deterministic(problem: Problem) -> bool:
     """True for an ODE and for a semi-linear problem at eta = 0."""
     return isinstance(problem, ODE) or (isinstance(problem, SemiLinear) and problem.deterministic)
+
+
+def take(problem: Problem, rows: Tensor) -> Problem:
+    """The problem of the samples at `rows`."""
+    if not problem.per_sample:
+        return problem
+    return replace(problem, per_sample=tuple(p[rows] for p in problem.per_sample))
+
+
+@dataclass
+class Counted:
+    """A field that counts its calls."""
+
+    function: Field
+    calls: int = 0
+
+    def __call__(self, *arguments: Tensor) -> Tensor:
+        self.calls += 1
+        return self.function(*arguments)
+
+
+def counted(problem: Problem) -> tuple[Problem, Counted]:
+    """The problem with its drift or denoiser counting calls, and the counter."""
+    if isinstance(problem, SemiLinear):
+        counter = Counted(problem.denoiser)
+        return replace(problem, denoiser=counter), counter
+    counter = Counted(problem.drift)
+    return replace(problem, drift=counter), counter

@@ -1,0 +1,178 @@
+r"""The adaptive loop. There is one; time, step, acceptance, status and cost are per sample.
+
+A step is accepted where the root mean square over the sample's own components of ``error / (atol + rtol max(|x|, |x_new|))`` is at most
+1. Steps follow the PI controller of Hairer & Wanner (1996), Solving ODEs II, section IV.2, with exponents 0.7/p and 0.4/p; the first step
+is that of Hairer, Norsett & Wanner (1993), Solving ODEs I, section II.4. Finished and failed samples leave the batch at once.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .problems import Problem, expand, take
+from .runge_kutta import AdaptiveRungeKutta, combine, stages
+from .solution import Solution, Status
+from .solver import Request
+
+_SAFETY, _SHRINK, _GROW = 0.9, 0.2, 10.0
+
+
+@dataclass
+class _Active:
+    """The samples still under way: one row each."""
+
+    row: Tensor
+    t: Tensor
+    h: Tensor
+    x: Tensor
+    slope: Tensor
+    ratio: Tensor
+    nfe: Tensor
+    accepted: Tensor
+    rejected: Tensor
+    error: Tensor
+
+    def select(self, keep: Tensor) -> _Active:
+        return _Active(**{f.name: getattr(self, f.name)[keep] for f in fields(self)})
+
+
+def adapt(solver: AdaptiveRungeKutta, problem: Problem, x: Tensor, request: Request) -> Solution:
+    """Solve each sample with steps of its own."""
+    start, end = request.times
+    active = _begin(solver, problem, x, start, end)
+    result = _Result(x, start, request)
+    min_step = solver.min_step * abs(end - start)
+    while len(active.row):
+        k = stages(solver.tableau, problem, active.t, active.h, active.x, first=active.slope)
+        wide = expand(active.h, x)
+        x_new = combine(active.x, wide, solver.tableau.b, k)
+        local = combine(torch.zeros_like(x_new), wide, solver.tableau.b_error or (), k)
+        ratio = _norm(local, active.x, x_new, solver)
+        accept = ratio <= 1  # False for NaN
+        last = k[-1] if solver.tableau.fsal else problem.velocity(active.t + active.h, x_new)
+        if request.dual is not None:
+            weight = request.dual(active.t, active.x, k[0])
+            active.error = active.error + torch.where(accept, (weight * local).flatten(1).sum(1).abs(), 0.0)
+        result.save(active, accept, k, solver.tableau.dense)
+        _advance(active, solver, accept, ratio, x_new, last, end)
+        status = _status(active, ratio, min_step, solver.max_nfe, end)
+        done = status >= 0
+        if bool(done.any()):
+            result.finish(active, status, done)
+            keep = (~done).nonzero().flatten()
+            active, problem = active.select(keep), take(problem, keep)
+    return result.solution()
+
+
+def _begin(solver: AdaptiveRungeKutta, problem: Problem, x: Tensor, start: float, end: float) -> _Active:
+    wide = torch.float32 if x.device.type == "mps" else torch.float64
+    t = torch.full((len(x),), start, dtype=wide, device=x.device)
+    slope = problem.velocity(t, x)
+    h = _first_step(solver, problem, t, x, slope, end)
+    counts = [torch.full((len(x),), n, device=x.device) for n in (2, 0, 0)]
+    row = torch.arange(len(x), device=x.device)
+    return _Active(row, t, h, x, slope, torch.ones_like(t), *counts, error=x.new_zeros(len(x)))
+
+
+def _first_step(solver: AdaptiveRungeKutta, problem: Problem, t: Tensor, x: Tensor, slope: Tensor, end: float) -> Tensor:
+    span = end - float(t[0])
+    size, speed = _norm(x, x, x, solver), _norm(slope, x, x, solver)
+    guess = torch.where((size < 1e-5) | (speed < 1e-5), 1e-6, 0.01 * size / speed).clamp(max=abs(span))
+    guess = torch.nan_to_num(guess, nan=1e-6 * abs(span))
+    signed = math.copysign(1.0, span) * guess
+    ahead = problem.velocity(t + signed, combine(x, expand(signed, x), (1.0,), [slope]))
+    bend = torch.nan_to_num(_norm(ahead - slope, x, x, solver) / guess, nan=math.inf)
+    steep = torch.maximum(speed, bend)
+    step = torch.where(steep <= 1e-15, (1e-3 * guess).clamp(min=1e-6), (0.01 / steep) ** (1 / solver.order))
+    # NaN or an infinite slope: a small first step, whose rejection then says so.
+    step = torch.nan_to_num(torch.minimum(100 * guess, step), nan=0.0).clamp(min=1e-6 * abs(span), max=abs(span))
+    return math.copysign(1.0, span) * step
+
+
+def _norm(value: Tensor, x: Tensor, x_new: Tensor, solver: AdaptiveRungeKutta) -> Tensor:
+    """Root mean square of value / tolerance over each sample's own components, (B,), float64 where there is one."""
+    with torch.no_grad():
+        scale = torch.maximum(x.abs(), x_new.abs()).mul_(solver.rtol).add_(solver.atol)
+        rms = (value / scale).flatten(1).square().mean(dim=1).sqrt_()
+        return rms if x.device.type == "mps" else rms.double()
+
+
+def _advance(active: _Active, solver: AdaptiveRungeKutta, accept: Tensor, ratio: Tensor, x_new: Tensor, last: Tensor, end: float) -> None:
+    """Take the accepted steps and propose the next ones."""
+    order = solver.order
+    # The PI memory is the last accepted error; after a rejection the step must not grow.
+    growth = _SAFETY * ratio.clamp(min=1e-10) ** (-0.7 / order) * active.ratio ** (0.4 / order)
+    growth = torch.nan_to_num(growth, nan=_SHRINK).clamp(_SHRINK, _GROW)
+    growth = torch.where(accept, growth, growth.clamp(max=_SAFETY))
+    active.t = torch.where(accept, active.t + active.h, active.t)
+    active.x = torch.where(expand(accept, x_new), x_new, active.x)
+    active.slope = torch.where(expand(accept, x_new), last, active.slope)
+    active.ratio = torch.where(accept, ratio.clamp(min=1e-4), active.ratio)
+    active.nfe = active.nfe + len(solver.tableau.b) - (1 if solver.tableau.fsal else 0)
+    active.accepted, active.rejected = active.accepted + accept, active.rejected + ~accept
+    remaining = end - active.t
+    step = active.h * growth
+    # A step that would leave a sliver behind is stretched or halved; none passes the end.
+    step = torch.where(step.abs() >= remaining.abs(), remaining, torch.where(2 * step.abs() > remaining.abs(), remaining / 2, step))
+    # t + h must hit the end exactly, else a sliver of rounding remains.
+    arrived = remaining.abs() <= 4 * torch.finfo(remaining.dtype).eps * torch.maximum(active.t.abs(), torch.full_like(remaining, abs(end)))
+    active.t = torch.where(arrived, end, active.t)
+    active.h = step
+
+
+def _status(active: _Active, ratio: Tensor, min_step: float, max_nfe: int, end: float) -> Tensor:
+    """Status of each row, -1 while it goes on."""
+    status = torch.full_like(active.row, -1)
+    status = torch.where(active.nfe >= max_nfe, int(Status.MAX_NFE), status)
+    small = active.h.abs() < min_step
+    status = torch.where(small, int(Status.STEP_TOO_SMALL), status)
+    status = torch.where(small & ~torch.isfinite(ratio), int(Status.NON_FINITE), status)
+    return torch.where(active.t == end, int(Status.OK), status)
+
+
+class _Result:
+    """Where samples that leave the batch are put down."""
+
+    def __init__(self, x: Tensor, start: float, request: Request) -> None:
+        self.x, self.estimates = x.clone(), request.dual is not None
+        self.values: dict[str, Tensor] = {}
+        save_at = request.save_at
+        self.save_at = None if save_at is None else torch.tensor(save_at, dtype=torch.float64, device=x.device)
+        self.path = None
+        if self.save_at is not None:
+            self.path = x.new_full((len(self.save_at), *x.shape), math.nan)
+            self.path[self.save_at == start] = x
+
+    def save(self, active: _Active, accept: Tensor, k: list[Tensor], dense: Any) -> None:
+        """Interpolate at the times asked for that the accepted steps have just covered."""
+        if self.save_at is None or self.path is None:
+            return
+        theta = (self.save_at[:, None] - active.t) / active.h
+        # The end itself may lie a rounding error beyond the last step.
+        when, who = ((theta > 0) & (theta <= 1 + 1e-12) & accept).nonzero(as_tuple=True)
+        if not len(when):
+            return
+        if dense is None:
+            raise TypeError("this method has no dense output: save on a fixed grid, or take dopri5")
+        powers = theta[when, who, None].to(self.path.dtype) ** torch.arange(1, len(dense[0]) + 1, device=theta.device)
+        weights = powers @ torch.tensor(dense, dtype=self.path.dtype, device=theta.device).T
+        slope = sum(expand(weights[:, i], k[0]) * k[i][who] for i in range(len(dense)) if any(dense[i]))
+        value = active.x[who] + expand(active.h[who].to(self.path.dtype), active.x) * slope
+        self.path = self.path.index_put((when, active.row[who]), value)
+
+    def finish(self, active: _Active, status: Tensor, done: Tensor) -> None:
+        rows = active.row[done]
+        self.x = self.x.index_put((rows,), active.x[done])
+        for name, value in {"status": status, **{n: getattr(active, n) for n in ("t", "nfe", "accepted", "rejected", "error")}}.items():
+            whole = self.values.setdefault(name, value.new_zeros(len(self.x)))
+            self.values[name] = whole.index_put((rows,), value[done])
+
+    def solution(self) -> Solution:
+        if not self.estimates:
+            self.values.pop("error", None)
+        return Solution(self.x, path=self.path, **self.values)

@@ -1,0 +1,158 @@
+"""Solvers by name. A name works wherever an object does; other packages add theirs by :func:`register` or an entry point."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from typing import Any
+
+from .compose import Langevin, PredictorCorrector, SongLangevin
+from .exponential import DDIM, Ancestral
+from .runge_kutta import Dopri5, Euler, Heun, RungeKutta4
+from .solver import Solver
+from .stochastic import EulerMaruyama, StochasticHeun
+
+#: Entry-point group whose members are loaded when a name is not found: ``name = "package.module:SolverClassOrFactory"``.
+ENTRY_POINT_GROUP = "solvers.methods"
+
+Factory = Callable[..., Solver]
+
+
+def _predictor_corrector(snr: float = 0.16) -> PredictorCorrector:
+    return PredictorCorrector(EulerMaruyama(), Langevin(snr))
+
+
+def _song_predictor_corrector(snr: float = 0.16) -> PredictorCorrector:
+    return PredictorCorrector(EulerMaruyama(), SongLangevin(snr))
+
+
+_FACTORIES: dict[str, Factory] = {
+    "euler": Euler,
+    "heun": Heun,
+    "rk4": RungeKutta4,
+    "dopri5": Dopri5,
+    "euler-maruyama": EulerMaruyama,
+    "stochastic-heun": StochasticHeun,
+    "ddim": DDIM,
+    "ancestral": Ancestral,
+    "pc": _predictor_corrector,
+    "pc-song": _song_predictor_corrector,
+}
+
+
+def _foreign() -> dict[str, Factory]:
+    """Wrapped solvers whose library is installed."""
+    found: dict[str, Factory] = {}
+
+    def bind(cls: type[Solver], method: str) -> Factory:
+        return lambda **options: cls(method, **options)
+
+    if find_spec("torchdiffeq"):
+        from .backends.torchdiffeq import METHODS as torchdiffeq_methods
+        from .backends.torchdiffeq import TorchDiffEq
+
+        found |= {f"torchdiffeq/{m}": bind(TorchDiffEq, m) for m in torchdiffeq_methods}
+    if find_spec("torchsde"):
+        from .backends.torchsde import METHODS as torchsde_methods
+        from .backends.torchsde import TorchSDE
+
+        found |= {f"torchsde/{m}": bind(TorchSDE, m) for m in torchsde_methods}
+    if find_spec("scipy"):
+        from .backends.scipy import METHODS as scipy_methods
+        from .backends.scipy import SciPy
+
+        found |= {f"scipy/{m}": bind(SciPy, m) for m in scipy_methods}
+    return found
+
+
+def _factories() -> dict[str, Factory]:
+    return _FACTORIES | _foreign()
+
+
+def register(name: str, factory: Factory) -> None:
+    """Add a solver under a name.
+
+    Args:
+        name: A new name.
+        factory: A solver class, or a function that returns a solver; its keyword arguments can be given to :func:`get`.
+
+    Raises:
+        ValueError: If the name is taken.
+
+    Example:
+        >>> import solvers
+        >>> register("my-euler", solvers.Euler)
+        >>> solvers.get("my-euler")
+        Euler()
+        >>> unregister("my-euler")
+    """
+    if name in _factories():
+        raise ValueError(f"a solver named {name!r} exists already: register yours under another name")
+    _FACTORIES[name] = factory
+
+
+def unregister(name: str) -> None:
+    """Take a registered name away again."""
+    _FACTORIES.pop(name, None)
+
+
+def available() -> list[str]:
+    """Names of the solvers that can run here, those of installed entry points included."""
+    return sorted({*_factories(), *(p.name for p in entry_points(group=ENTRY_POINT_GROUP))})
+
+
+def get(name: str, **options: Any) -> Solver:
+    """A solver by name.
+
+    Args:
+        name: One of :func:`available`.
+        **options: Constructor arguments, such as rtol and atol.
+
+    Returns:
+        A new solver.
+
+    Raises:
+        ValueError: If the name is unknown; the nearest names are offered.
+        TypeError: If the solver does not take an option.
+
+    Example:
+        >>> get("dopri5", rtol=1e-6)
+        Dopri5(rtol=1e-06, atol=1e-05)
+    """
+    factories = _factories()
+    if name not in factories:
+        for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
+            factories[name] = point.load()
+    if name not in factories:
+        near = difflib.get_close_matches(name.lower(), available(), n=3, cutoff=0.4) or ["solvers.available() for all names"]
+        raise ValueError(f"there is no solver named {name!r}: did you mean {' or '.join(near)}?")
+    return factories[name](**options)
+
+
+def resolve(solver: str | Solver, rtol: float | None = None, atol: float | None = None) -> Solver:
+    """A solver from a name or an object, with other tolerances where they are given.
+
+    Raises:
+        TypeError: If tolerances are given to a fixed-grid solver, or `solver` is neither a name nor a solver.
+        ValueError: If the name is unknown.
+    """
+    if isinstance(solver, str):
+        solver = get(solver)
+    if not isinstance(solver, Solver):
+        raise TypeError(f'solver={solver!r} is neither a name nor a solver: give "dopri5", or an object such as solvers.Dopri5()')
+    tolerances = {k: v for k, v in (("rtol", rtol), ("atol", atol)) if v is not None}
+    if not tolerances:
+        return solver
+    if not solver.adaptive:
+        raise TypeError(f"{solver.name} works on a fixed grid and takes steps= or grid=, not rtol= or atol=")
+    return _with(solver, tolerances)
+
+
+def _with(solver: Solver, changes: dict[str, float]) -> Solver:
+    """A copy of the solver with other constructor arguments."""
+    names = inspect.signature(type(solver).__init__).parameters
+    arguments = {n: getattr(solver, n) for n in names if n != "self" and hasattr(solver, n)}
+    return type(solver)(**(arguments | changes))

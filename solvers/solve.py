@@ -1,0 +1,144 @@
+"""`solve`: one call for every problem and every solver."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .grids import GRIDS, check_steps, rho_grid
+from .noise import Noise
+from .problems import Problem, SemiLinear
+from .registry import resolve
+from .solution import Solution
+from .solver import Dual, Request, Solver
+
+Grid = str | Tensor | Sequence[float]
+
+
+def solve(
+    problem: Problem,
+    x_init: Tensor,
+    t: tuple[float, float] | None = None,
+    solver: str | Solver = "dopri5",
+    *,
+    steps: int | None = None,
+    grid: Grid | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    seed: int = 0,
+    indices: Tensor | None = None,
+    save_at: Tensor | Sequence[float] | None = None,
+    dual: Dual | None = None,
+) -> Solution:
+    """Solve an ODE, an SDE or a semi-linear diffusion problem for a batch of initial states.
+
+    Args:
+        problem: The problem.
+        x_init: States at t[0], (B, *E), floating point.
+        t: Start and end; either direction. For a SemiLinear problem the default is from t_max to t_min.
+        solver: A solver or its name (:func:`solvers.available`).
+        steps: Number of steps, for fixed-grid solvers; the solver's own default when neither this nor `grid` is given.
+        grid: Times, (n+1,), for fixed-grid solvers; or for a SemiLinear problem the name of a grid ("rho", "uniform", "log-snr").
+        rtol: Relative tolerance, for adaptive solvers.
+        atol: Absolute tolerance, for adaptive solvers.
+        seed: Seed of the noise.
+        indices: Names of the samples, (B,): sample i's noise is a function of (seed, indices[i]); 0 .. B-1 by default.
+        save_at: Times at which to keep the state, in the order of the solve; on a fixed grid they must be grid times.
+        dual: See :data:`solvers.solver.Dual`.
+
+    Returns:
+        A :class:`Solution`; failures are told in its status, per sample.
+
+    Raises:
+        TypeError: If the solver cannot solve the problem, or is given the options of another kind of solver.
+        ValueError: If a time, a grid or the state is not usable.
+
+    Example:
+        >>> import torch, solvers
+        >>> problem = solvers.ODE(lambda t, x: -x)
+        >>> sol = solvers.solve(problem, torch.ones(2, 3), t=(0.0, 1.0), solver="heun", steps=64)
+        >>> sol.x.shape, sol.nfe.tolist()
+        (torch.Size([2, 3]), [128, 128])
+    """
+    solver = resolve(solver, rtol, atol)
+    solver.check(problem)
+    _check_state(x_init)
+    times = _times(problem, solver, t, steps, grid)
+    saved = _save_times(solver, times, save_at)
+    request = Request(times, Noise.like(x_init, seed, indices), saved, dual)
+    return solver.integrate(problem, x_init, request)
+
+
+def _check_state(x: Any) -> None:
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2 or len(x) == 0:
+        given = f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"x_init is {given}: give a floating-point tensor of shape (B, *E) with B >= 1")
+    if not bool(torch.isfinite(x).all()):
+        row = int((~torch.isfinite(x.reshape(len(x), -1)).all(dim=1)).nonzero()[0])
+        raise ValueError(f"x_init has NaN or infinite values, first in row {row}: give finite states")
+
+
+def _span(problem: Problem, t: tuple[float, float] | None) -> tuple[float, float]:
+    if t is None:
+        if not isinstance(problem, SemiLinear):
+            raise ValueError("no interval was given: give t=(start, end)")
+        return problem.process.t_max, problem.process.t_min
+    start, end = (float(s) for s in t)
+    if not (math.isfinite(start) and math.isfinite(end)) or start == end:
+        raise ValueError(f"t=({start}, {end}) is not an interval: give two different finite times")
+    return start, end
+
+
+def _times(problem: Problem, solver: Solver, t: tuple[float, float] | None, steps: int | None, grid: Grid | None) -> tuple[float, ...]:
+    if solver.adaptive:
+        if steps is not None or grid is not None:
+            raise TypeError(f"{solver.name} chooses its own steps and takes rtol= and atol=, not steps= or grid=")
+        return _span(problem, t)
+    if grid is not None and not isinstance(grid, str):
+        if steps is not None:
+            raise TypeError("steps= and grid= were both given: a grid has its own number of steps, give one of them")
+        return _explicit(grid, t)
+    start, end = _span(problem, t)
+    n = check_steps(solver.default_steps if steps is None else steps)
+    if isinstance(problem, SemiLinear):
+        return _named(problem, grid, n, start, end)
+    if grid not in (None, "uniform"):
+        raise TypeError(f'grid={grid!r} needs a SemiLinear problem, whose log-SNR is known: give times, or "uniform"')
+    return tuple(torch.linspace(start, end, n + 1, dtype=torch.float64).tolist())
+
+
+def _named(problem: SemiLinear, grid: str | None, n: int, start: float, end: float) -> tuple[float, ...]:
+    process, falling = problem.process, (max(start, end), min(start, end))
+    if grid is None:
+        times = getattr(process, "default_grid", lambda n, span: rho_grid(process, n, span))(n, falling)
+    elif grid in GRIDS:
+        times = GRIDS[grid](process, n, falling)
+    else:
+        raise ValueError(f"there is no grid named {grid!r}: take one of {', '.join(GRIDS)}, or give the times")
+    return tuple((times if start > end else times.flip(0)).tolist())
+
+
+def _explicit(grid: Tensor | Sequence[float], t: tuple[float, float] | None) -> tuple[float, ...]:
+    times = torch.as_tensor(grid, dtype=torch.float64).flatten().tolist()
+    rises = [b - a for a, b in zip(times, times[1:], strict=False)]
+    if len(times) < 2 or not (all(r > 0 for r in rises) or all(r < 0 for r in rises)):
+        raise ValueError("grid must hold at least two times, strictly rising or strictly falling")
+    if t is not None and (times[0], times[-1]) != (float(t[0]), float(t[1])):
+        raise ValueError(f"the grid runs from {times[0]:g} to {times[-1]:g} and t from {t[0]:g} to {t[1]:g}: leave t out, or let them agree")
+    return tuple(times)
+
+
+def _save_times(solver: Solver, times: tuple[float, ...], save_at: Tensor | Sequence[float] | None) -> tuple[float, ...] | None:
+    if save_at is None:
+        return None
+    wanted = tuple(torch.as_tensor(save_at, dtype=torch.float64).flatten().tolist())
+    low, high = sorted((times[0], times[-1]))
+    if list(wanted) != sorted(set(wanted), reverse=times[0] > times[-1]) or not all(low <= s <= high for s in wanted):
+        raise ValueError(f"save_at must hold times between {low:g} and {high:g} in the order of the solve, each once")
+    if not solver.adaptive and not set(wanted) <= set(times):
+        raise ValueError(f"{solver.name} keeps states at grid times only: give save_at times that are on its grid")
+    return wanted

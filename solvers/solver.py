@@ -1,0 +1,120 @@
+"""The solver protocol: capabilities as plain attributes, one pure step or a whole integration."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor
+
+from .noise import Noise
+from .problems import SDE, Problem, SemiLinear, Time, is_deterministic
+from .solution import Solution
+
+#: ``dual(t, x, value) -> like x``: gradient, with respect to the state, of a functional whose error is to be estimated; `value` is what
+#: the problem's own function (its denoiser, or its drift) returns at (t, x). The solver sums |dual . local error| over its steps.
+Dual = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class Step(NamedTuple):
+    """What one step returns: the new state, an estimate of its local error or None, and the solver's own memory."""
+
+    x: Tensor
+    error: Tensor | None = None
+    state: Any = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a solve is asked for besides the problem and the initial state.
+
+    Attributes:
+        times: The grid of a fixed-grid solver, or the two ends of the interval; floats.
+        noise: Noise of the samples.
+        save_at: Times at which to keep the state, in the order of the solve, or None.
+        dual: See :data:`Dual`; None when no functional's error is wanted.
+    """
+
+    times: tuple[float, ...]
+    noise: Noise
+    save_at: tuple[float, ...] | None = None
+    dual: Dual | None = None
+
+
+class Solver(ABC):
+    """A numerical method for ODEs or SDEs on batches.
+
+    Class attributes state what it can do; asking for more is a TypeError that names a solver that can.
+    """
+
+    #: Order of convergence: of the ODE where deterministic, else strong.
+    order: ClassVar[float]
+    #: Weak order of a stochastic solver, for additive noise.
+    weak_order: ClassVar[float | None] = None
+    #: Chooses its own steps from rtol and atol.
+    adaptive: bool = False
+    #: Solves problems with noise.
+    stochastic: bool = False
+    #: Needs a SemiLinear problem.
+    needs_linear_part: bool = False
+    #: A sample's result depends on its batch-mates.
+    batch_coupled: bool = False
+    #: Kinds of noise a stochastic solver takes.
+    noises: tuple[str, ...] = ("additive", "diagonal")
+    #: Steps when none are asked for (fixed-grid solvers).
+    default_steps: int = 100
+    #: eta of a diffusion problem when none is asked for.
+    default_eta: float = 0.0
+
+    @abstractmethod
+    def integrate(self, problem: Problem, x: Tensor, request: Request) -> Solution:
+        """Carry x along `request.times`; `problem` has passed :meth:`check`."""
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+        return type(self).__name__
+
+    def check(self, problem: Problem) -> None:
+        """Raise a TypeError if this solver cannot solve the problem."""
+        if self.needs_linear_part and not isinstance(problem, SemiLinear):
+            raise TypeError(
+                f"{self.name} integrates the linear part of a diffusion exactly and a {type(problem).__name__} has none known: "
+                'give a SemiLinear problem, or take "heun" or "euler-maruyama"'
+            )
+        if not self.stochastic and not is_deterministic(problem):
+            what = "an SDE" if isinstance(problem, SDE) else f"a diffusion problem with eta={getattr(problem, 'eta', None)}"
+            raise TypeError(f'{self.name} solves ODEs only and was given {what}: take "euler-maruyama", or eta=0')
+        if isinstance(problem, SDE) and problem.noise not in self.noises:
+            raise TypeError(f'{self.name} needs {" or ".join(self.noises)} noise, not {problem.noise}: take "euler-maruyama"')
+
+
+class StepSolver(Solver):
+    """A solver on a fixed grid, given by one pure step.
+
+    Subclasses implement :meth:`step`; history lives in its `state`, never in attributes.
+    """
+
+    @abstractmethod
+    def step(self, problem: Problem, t: Time, t_next: Time, x: Tensor, state: Any, noise: Noise) -> Step:
+        """One step from t to t_next.
+
+        Args:
+            problem: The problem; a SemiLinear one has its coefficients tabulated at `stage_times`.
+            t: Time at the start, a Python float.
+            t_next: Time at the end.
+            x: State at t, (B, *E); not to be changed.
+            state: What the last step returned as its state; None at the first.
+            noise: The noise of this step.
+        """
+
+    def stage_times(self, t: float, t_next: float) -> tuple[float, ...]:
+        """Times at which a step looks at the schedule, so that they can be tabulated beforehand."""
+        return (t, t_next)
+
+    def integrate(self, problem: Problem, x: Tensor, request: Request) -> Solution:
+        from .march import march
+
+        return march(self, problem, x, request)
