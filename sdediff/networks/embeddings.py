@@ -131,7 +131,7 @@ class NoiseEmbedding(nn.Module):
     def forward(self, t: Tensor, cond: Tensor | None = None) -> list[tuple[Tensor, Tensor]]:
         """Return (scale, shift) per block, each (B, width), or (1, width) where ``t`` is expanded."""
         if cond is None and t.shape[0] > 1 and t.stride(0) == 0:
-            t = t[:1]  # as in sampling on a grid, where it saves a fifth of an MLP's time
+            t = t[:1]  # as in sampling on a grid, where it saves an MLP a fifth of its time
         h = self.time(self.features(t))
         if cond is not None:
             h = h + self.embed_condition(cond, h.dtype)

@@ -72,6 +72,11 @@ class MLP(nn.Module):
         self.input = nn.Linear(dim, hidden)
         self.first = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(blocks))
         self.second = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(blocks))
+        for weight in self.first.parameters():
+            # Variance 1 / hidden; torch's own third of that leaves the activations almost linear at first, and a
+            # score in two dimensions is learned markedly more slowly.
+            if weight.ndim == 2:
+                nn.init.kaiming_uniform_(weight, nonlinearity="linear")
         self.output = nn.Linear(hidden, dim)
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
