@@ -126,7 +126,10 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], source: str) 
             raise ValueError(
                 f"{source} {what} {', '.join(names[:3])}{more}: the network is not the one that was saved"
             )
-    device = next((p.device for p in parameters.values()), torch.device("cpu"))
+    first = next(iter(parameters), None)
+    if first is not None and parameters[first].dtype != tensors[first].dtype:
+        module.to(tensors[first].dtype)  # takes along buffers that are not in the file
+    device = torch.device("cpu") if first is None else parameters[first].device
     for name in own:
         module._buffers[name] = tensors[name].to(device) if name in tensors else None
     for name in expected:

@@ -166,9 +166,8 @@ def fit(
 
     Example:
         >>> import sdediff
-        >>> from sdediff.networks import MLP
-        >>> model = sdediff.DiffusionModel(MLP(dim=2, hidden=16), process=sdediff.VP(), prediction="eps",
-        data_shape=(2,))
+        >>> net = sdediff.networks.MLP(dim=2, hidden=16)
+        >>> model = sdediff.DiffusionModel(net, process=sdediff.VP(), prediction="eps", data_shape=(2,))
         >>> fit(model, torch.randn(100, 2), steps=3, batch_size=10, progress=False).steps
         3
     """

@@ -43,7 +43,7 @@ class DenoisingLoss:
         >>> loss = DenoisingLoss(Likelihood(), UniformTime(), proposal=UniformLogSNR())
         >>> t, importance = loss.draw(VE(), stratified(0.5, 4))
         >>> importance  # VE's time is log-SNR already
-        tensor([1.0000, 1.0000, 1.0000, 1.0000], dtype=torch.float64)
+        tensor([1., 1., 1., 1.], dtype=torch.float64)
     """
 
     weighting: Weighting | Native = _NATIVE

@@ -1,0 +1,158 @@
+"""Models in files."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from sdediff import files, processes, serialization
+from sdediff.model import DiffusionModel
+from sdediff.networks import MLP, UNet
+
+
+def make_model(net: nn.Module | None = None, **options: Any) -> DiffusionModel:
+    net = net or MLP(dim=3, hidden=8, blocks=1, time_dim=4)
+    options = {"process": processes.VP(), "prediction": "eps", "data_shape": (3,), **options}
+    model = DiffusionModel(net, **options)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()), dtype=p.dtype))
+    return model
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    one, two = a.state_dict(), b.state_dict()
+    return one.keys() == two.keys() and all(
+        torch.equal(one[k], two[k]) and one[k].dtype == two[k].dtype and one[k].shape == two[k].shape
+        for k in one
+    )
+
+
+@pytest.mark.parametrize("process", [cls() for cls in processes.REGISTRY.values()], ids=repr)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_model_comes_back_bit_for_bit(tmp_path: Path, process: Any, dtype: torch.dtype) -> None:
+    model = make_model(process=process, prediction="edm").to(dtype)
+    model.set_units(torch.randn(50, 3, dtype=dtype) * torch.tensor([1, 10, 0.1], dtype=dtype) + 3)
+    serialization.save(model, tmp_path / "a.safetensors")
+    state = torch.get_rng_state()
+    back = serialization.load(tmp_path / "a.safetensors")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert same(model, back) and back.config == model.config and not back.training
+    x, t = torch.randn(4, 3, dtype=dtype), torch.full((4,), 0.5, dtype=dtype)
+    with torch.no_grad():
+        assert torch.equal(back(x, t), model.eval()(x, t))
+    assert os.listdir(tmp_path) == ["a.safetensors"]
+
+
+def test_images_and_mixed_dtypes(tmp_path: Path) -> None:
+    net = UNet(channels=1, **({"hidden": 8} if "hidden" in UNet.__init__.__code__.co_varnames else {}))
+    model = make_model(net, data_shape=(1, 8, 8), prediction="v")
+    model.network.half()
+    serialization.save(model, tmp_path / "a")
+    assert same(model, serialization.load(tmp_path / "a"))
+
+
+class Mine(nn.Module):
+    """A user's own network, with tied weights and buffers."""
+
+    def __init__(self, width: int = 3) -> None:
+        super().__init__()
+        self.a = nn.Linear(width, width)
+        self.b = self.a
+        self.register_buffer("count", torch.tensor([3, 4]))
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        return self.b(self.a(x))
+
+
+def test_a_network_of_ones_own_is_passed(tmp_path: Path) -> None:
+    path, model = tmp_path / "a", make_model(Mine())
+    serialization.save(model, path)
+    with pytest.raises(
+        ValueError, match=r"network of your own \(Mine\).*pass the same one, load\(path, network="
+    ):
+        serialization.load(path)
+    mine = Mine()
+    mine.count.zero_()
+    back = serialization.load(path, network=mine)
+    assert back.network is mine and same(model, back) and mine.a is mine.b
+    with pytest.raises(ValueError, match=r"has the wrong shape of network\.a\.weight \(3, 3\) for \(4, 4\)"):
+        serialization.load(path, network=Mine(4))
+    with pytest.raises(ValueError, match=r"lacks network.* and [0-9]+ more: the network is not the one"):
+        serialization.load(path, network=MLP(dim=3))
+    with pytest.raises(ValueError, match=r"has the unknown network\.b\.bias, network\.b\.weight"):
+        plain = Mine()
+        del plain.b
+        serialization.load(path, network=plain)
+
+
+def test_a_process_of_ones_own_is_passed(tmp_path: Path) -> None:
+    def process() -> processes.GaussianProcess:
+        return processes.GaussianProcess(alpha=lambda t: 1 - t, sigma=lambda t: t, t_min=0.01, t_max=0.9)
+
+    path, model = tmp_path / "a", make_model(process=process())
+    serialization.save(model, path)
+    with pytest.raises(ValueError, match=r"process of your own \(GaussianProcess\).*load\(path, process="):
+        serialization.load(path)
+    assert same(model, serialization.load(path, process=process()))
+
+
+def test_damaged_and_foreign_files_get_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    serialization.save(make_model(), path)
+    whole = path.read_bytes()
+    for content in (b"", b"garbage", whole[: len(whole) // 2], whole[:-1], whole[:8]):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"a\.safetensors is damaged, cut short or no safetensors file"):
+            serialization.load(path)
+    safetensors.torch.save_file({"x": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match="not one of sdediff"):
+        serialization.load(path)
+    files.write_tensors(path, {}, "checkpoint", {})
+    with pytest.raises(ValueError, match="holds a checkpoint where a model is needed"):
+        serialization.load(path)
+    metadata = {
+        "format": "sdediff",
+        "version": str(files.VERSION + 1),
+        "kind": "model",
+        "config": json.dumps({}),
+    }
+    safetensors.torch.save_file({}, path, metadata)
+    with pytest.raises(ValueError, match="update sdediff"):
+        serialization.load(path)
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        serialization.load(tmp_path / "missing")
+    torch.save({"x": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match="no safetensors file"):
+        serialization.load(path)
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, model = tmp_path / "a", make_model()
+    serialization.save(model, path)
+
+    def half(tensors: dict, name: Path, metadata: dict) -> None:
+        Path(name).write_bytes(b"half")
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(safetensors.torch, "save_file", half)
+        with pytest.raises(OSError, match="disk full"):
+            serialization.save(make_model(prediction="v"), path)
+    assert os.listdir(tmp_path) == ["a"] and same(model, serialization.load(path))
+
+
+def test_arguments_of_another_version_get_one_sentence(tmp_path: Path) -> None:
+    model = make_model()
+    config = json.loads(json.dumps(model.config))
+    config["network"]["args"]["novelty"] = 1
+    files.write_tensors(tmp_path / "a", model.state_dict(), "model", config)
+    with pytest.raises(ValueError, match="describes a network MLP that this version of sdediff cannot build"):
+        serialization.load(tmp_path / "a")
