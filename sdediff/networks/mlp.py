@@ -73,8 +73,8 @@ class MLP(nn.Module):
         self.first = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(blocks))
         self.second = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(blocks))
         for weight in self.first.parameters():
-            # Variance 1 / hidden; torch's own third of that leaves the activations almost linear at first, and a
-            # score in two dimensions is learned markedly more slowly.
+            # Variance 1 / hidden: with a third of that, as by default, activations start almost linear, and
+            # a score in two dimensions is learned markedly more slowly.
             if weight.ndim == 2:
                 nn.init.kaiming_uniform_(weight, nonlinearity="linear")
         self.output = nn.Linear(hidden, dim)
