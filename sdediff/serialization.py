@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,7 +33,7 @@ def save(model: DiffusionModel, path: str | os.PathLike[str]) -> None:
 
 def load(
     path: str | os.PathLike[str],
-    network: nn.Module | None = None,
+    network: nn.Module | Callable[..., Tensor] | None = None,
     process: processes.GaussianProcess | None = None,
     device: torch.device | str = "cpu",
 ) -> DiffusionModel:
@@ -63,24 +63,44 @@ def load(
         >>> load(path).process
         VP(beta_min=0.1, beta_max=20, t_min=1e-05, t_max=1)
     """
-    from sdediff.model import DiffusionModel
+    from sdediff.model import CallableNetwork
 
     tensors, config = files.read_tensors(path, "model")
     name = os.fspath(path)
     if process is None:
-        process = _build(config.pop("process"), processes.REGISTRY, name, "process")
+        process = _build(config["process"], processes.REGISTRY, name, "process")
     if network is None:
         with torch.random.fork_rng(devices=[]):  # its random initial weights are thrown away
-            network = _build(config.pop("network"), networks.REGISTRY, name, "network")
-    options = {key: value for key, value in config.items() if key not in ("network", "process")}
+            network = _build(config["network"], networks.REGISTRY, name, "network")
+    if not isinstance(network, nn.Module):
+        network = CallableNetwork(network)
+    options = {key: value for key, value in config.items() if key not in ("network", "process", "model")}
     options["data_shape"] = tuple(options["data_shape"])
-    model = DiffusionModel(network, process=process, **options)
+    model = _classes()[config["model"]](network, process=process, **options)
     load_weights(model, tensors, name)
     return model.to(device).eval()
 
 
 def _config(model: DiffusionModel) -> dict[str, Any]:
-    return model.config
+    """The model's description and class, with arguments only of classes that :func:`load` finds by name."""
+    kind = type(model).__name__
+    if type(model) not in _classes().values():
+        raise TypeError(
+            f"a {kind} is a model class of your own, which a file cannot rebuild: save its network's "
+            "state_dict"
+        )
+    config = dict(model.config, model=kind)
+    for what, registry in (("network", networks.REGISTRY), ("process", processes.REGISTRY)):
+        if registry.get(config[what]["name"]) is not type(getattr(model, what)):
+            config[what] = {"name": config[what]["name"], "args": None}
+    return config
+
+
+def _classes() -> dict[str, type[DiffusionModel]]:
+    """Model classes by name; that of `from_callable` hands its network x_t and t as they are."""
+    from sdediff import model
+
+    return {cls.__name__: cls for cls in (model.DiffusionModel, model._RawModel)}
 
 
 def _build(described: Mapping[str, Any], registry: Mapping[str, Any], path: str, what: str) -> Any:

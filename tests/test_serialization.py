@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sdediff import files, processes, serialization
-from sdediff.model import DiffusionModel
+from sdediff.model import DiffusionModel, from_callable
 from sdediff.networks import MLP, UNet
 
 
@@ -52,7 +52,7 @@ def test_a_model_comes_back_bit_for_bit(tmp_path: Path, process: Any, dtype: tor
 
 
 def test_images_and_mixed_dtypes(tmp_path: Path) -> None:
-    net = UNet(channels=1, **({"hidden": 8} if "hidden" in UNet.__init__.__code__.co_varnames else {}))
+    net = UNet(channels=1, base=8, multipliers=(1,))
     model = make_model(net, data_shape=(1, 8, 8), prediction="v")
     model.network.half()
     serialization.save(model, tmp_path / "a")
@@ -104,6 +104,45 @@ def test_a_process_of_ones_own_is_passed(tmp_path: Path) -> None:
     assert same(model, serialization.load(path, process=process()))
 
 
+class MLPs(nn.Module):
+    """A network whose name and config look like one of the library's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.config = nn.Parameter(torch.ones(())), {"dim": 3}
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        return self.scale * x + t[:, None]
+
+
+def test_a_name_taken_from_the_library_is_not_mistaken_for_it(tmp_path: Path) -> None:
+    impostor = type("MLP", (MLPs,), {})
+    serialization.save(make_model(impostor()), tmp_path / "a")
+    with pytest.raises(ValueError, match=r"network of your own \(MLP\)"):
+        serialization.load(tmp_path / "a")
+
+
+@pytest.mark.parametrize("fn", [MLPs(), lambda x, t: -x * t[:, None]], ids=["module", "function"])
+def test_a_model_from_a_callable_still_sees_raw_input(tmp_path: Path, fn: Any) -> None:
+    mean, cov = torch.tensor([1.0, 2.0, 3.0]), torch.eye(3) * 2
+    model = from_callable(fn, processes.VE(), "score", (3,), data_mean=mean, data_cov=cov)
+    serialization.save(model, tmp_path / "a")
+    with pytest.raises(ValueError, match="network of your own"):
+        serialization.load(tmp_path / "a")
+    back = serialization.load(tmp_path / "a", network=fn)
+    x = torch.randn(4, 3)
+    assert same(model, back) and torch.equal(model.score(x, 0.7), back.score(x, 0.7))
+
+
+def test_a_model_class_of_ones_own_is_refused(tmp_path: Path) -> None:
+    class Special(DiffusionModel):
+        pass
+
+    model = Special(MLP(dim=3), process=processes.VP(), prediction="eps", data_shape=(3,))
+    with pytest.raises(TypeError, match="a Special is a model class of your own"):
+        serialization.save(model, tmp_path / "a")
+
+
 def test_damaged_and_foreign_files_get_one_sentence(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     serialization.save(make_model(), path)
@@ -151,8 +190,9 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
 
 def test_arguments_of_another_version_get_one_sentence(tmp_path: Path) -> None:
     model = make_model()
-    config = json.loads(json.dumps(model.config))
+    serialization.save(model, tmp_path / "a")
+    tensors, config = files.read_tensors(tmp_path / "a", "model")
     config["network"]["args"]["novelty"] = 1
-    files.write_tensors(tmp_path / "a", model.state_dict(), "model", config)
+    files.write_tensors(tmp_path / "a", tensors, "model", config)
     with pytest.raises(ValueError, match="describes a network MLP that this version of sdediff cannot build"):
         serialization.load(tmp_path / "a")

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from sdediff.training.checkpoint import Checkpoint
 from sdediff.training.losses import DenoisingLoss, get_loss
 from sdediff.training.schedules import InverseSqrt
-from sdediff.training.sources import DEFAULT_BATCH_SIZE, check_rows, make_source, step_seed
+from sdediff.training.sources import DEFAULT_BATCH_SIZE, check_rows, convert, make_source, step_seed
 from sdediff.training.trainer import Settings, Trainer
 from sdediff.training.validation import NoiseLevels, Validation
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("sdediff")
 
 Data = Tensor | np.ndarray | Dataset | DataLoader
-Optimizer = Callable[[list[Tensor]], torch.optim.Optimizer]
+Optimizer = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class AdamW:
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.99)
 
-    def __call__(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+    def __call__(self, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
         """The optimiser for these parameters; the rate is set at every step."""
         fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
         return torch.optim.AdamW(
@@ -129,7 +129,7 @@ def fit(
             and noise.
         cond: Conditions of the rows of a tensor, (N, cond_dim) or labels (N,).
         val_cond: Conditions of `val`.
-        lr: Peak learning rate, reached after 100 steps, held to step 1000 and decaying with the inverse
+        lr: Peak learning rate, reached after 100 steps, held to step 200 and decaying with the inverse
             square root of the step from there; or any function step -> rate, such as
             :class:`~sdediff.training.Cosine`.
         loss: "balanced" (the network's own error, log-normal over all noise levels), "native" (uniform
@@ -247,8 +247,7 @@ def _stored(folder: Path) -> Checkpoint | None:
 
 
 def _learn_units(model: DiffusionModel, rows: Tensor, settings: Settings) -> None:
-    first = next(model.parameters())
-    rows = rows.to(first.dtype)
+    rows = convert(rows, next(model.parameters()))
     if settings.augment is not None:
         rows = settings.augment(rows, step_seed(settings.seed, "units", 0))
     model.set_units(rows)

@@ -23,7 +23,7 @@ class InverseSqrt:
 
     peak: float
     warmup: int = 100
-    flat: int = 1000
+    flat: int = 200
 
     def __call__(self, step: int) -> float:
         """Learning rate of step 0, 1, ..."""

@@ -182,6 +182,13 @@ class LoaderSource:
         return torch.cat(parts)
 
 
+def convert(x: Any, like: Tensor) -> Tensor:
+    """Data on a parameter's device, in the finer of their dtypes: shifts are subtracted before rounding."""
+    x = torch.as_tensor(x)
+    on_mps = like.device.type == "mps"  # no float64 there
+    return x.to(like.device, like.dtype if on_mps else torch.promote_types(x.dtype, like.dtype))
+
+
 def split_item(item: Any) -> Batch:
     """An item x or (x, cond) as a pair."""
     if isinstance(item, (tuple, list)):

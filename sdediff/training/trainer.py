@@ -23,7 +23,7 @@ from sdediff.serialization import load_weights
 from sdediff.training.checkpoint import Checkpoint, differences, load_optimizer
 from sdediff.training.ema import EMA
 from sdediff.training.losses import DenoisingLoss, squared_error
-from sdediff.training.sources import NOISE, TIMES, Source, isolated_rng, step_seed
+from sdediff.training.sources import NOISE, TIMES, Source, convert, isolated_rng, step_seed
 from sdediff.training.times import stratified
 from sdediff.training.validation import Validation
 from sdediff.training.weightings import network_weight
@@ -41,7 +41,7 @@ class Settings:
     seed: int
     loss: DenoisingLoss
     rate: Callable[[int], float]
-    optimizer: Callable[[list[Tensor]], torch.optim.Optimizer]
+    optimizer: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
     ema_decay: float
     clip: float | None
     augment: Callable[[Tensor, int], Tensor] | None
@@ -107,10 +107,10 @@ class Trainer:
         """One step: batch, loss, gradient, update, average; a function of (state, seed, step)."""
         k, seed = self.step, self.settings.seed
         x, cond = self.source.batch(k)
-        x = torch.as_tensor(x).to(self.device, self.dtype)
+        x = convert(x, self.parameters[0])
         if self.settings.augment is not None:
             x = self.settings.augment(x, step_seed(seed, "augment", k))
-        z = self.model.to_model(x)
+        z = self.model.to_model(x).to(self.dtype)
         if cond is not None:
             cond = torch.as_tensor(cond).to(self.device)
         with isolated_rng(step_seed(seed, "network", k), self.device):

@@ -16,6 +16,7 @@ from sdediff.training.sources import (
     as_tensor,
     check_cond,
     check_rows,
+    convert,
     isolated_rng,
     split_item,
     step_seed,
@@ -73,7 +74,7 @@ class Validation:
         first = next(model.parameters())
         choice = _draw(seed, len(x), 0).argsort(stable=True)[:MOST]
         choice = choice.repeat(-(-FEWEST // len(choice)))
-        x = x[choice].to(first.device, first.dtype)
+        x = convert(x[choice], first)
         self.x = x if augment is None else augment(x, step_seed(seed, "validation", 0))
         self.cond = None if cond is None else cond[choice].to(first.device)
         n = len(choice)
@@ -110,7 +111,7 @@ class Validation:
             parts = [
                 squared_error(
                     self.model,
-                    self.model.to_model(self.x[i : i + _CHUNK]),
+                    self.model.to_model(self.x[i : i + _CHUNK]).to(self.eps.dtype),
                     self.eps[i : i + _CHUNK],
                     t[i : i + _CHUNK].to(device),
                     None if self.cond is None else self.cond[i : i + _CHUNK],
