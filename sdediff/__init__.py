@@ -1,1 +1,49 @@
-"""A toolkit for score-based generative modelling in continuous time."""
+"""A toolkit for score-based generative modelling in continuous time.
+
+Processes, models, training by denoising score matching, sampling and exact likelihoods; the numerical solvers are the package `solvers`,
+reachable as `sdediff.solvers` too.
+"""
+
+import solvers
+
+if not hasattr(solvers, "SemiLinear"):  # somebody's own solvers.py stands before ours on the path
+    raise ImportError(
+        f"sdediff needs its own package solvers, but {getattr(solvers, '__file__', 'another module of that name')} "
+        "was imported in its place: rename that file, or start Python in another folder"
+    )
+
+from . import data, networks, reference
+from .data import dequantise
+from .likelihood import Divergence, Exact, Hutchinson, LogLikelihood, bits_per_dim
+from .model import DiffusionModel, from_callable
+from .processes import EDM, VE, VP, Cosine, GaussianProcess, RectifiedFlow, SubVP
+from .serialization import load, save
+from .training import TrainingResult, fit
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "EDM",
+    "VE",
+    "VP",
+    "Cosine",
+    "DiffusionModel",
+    "Divergence",
+    "Exact",
+    "GaussianProcess",
+    "Hutchinson",
+    "LogLikelihood",
+    "RectifiedFlow",
+    "SubVP",
+    "TrainingResult",
+    "bits_per_dim",
+    "data",
+    "dequantise",
+    "fit",
+    "from_callable",
+    "load",
+    "networks",
+    "reference",
+    "save",
+    "solvers",
+]

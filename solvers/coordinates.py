@@ -1,12 +1,12 @@
 r"""Gaussian coordinates: where a probability-flow ODE is nearly constant, so that an adaptive solver takes few steps.
 
 With :math:`\tilde x = x/\alpha`, :math:`\tilde\sigma = \sigma/\alpha` and the clock :math:`s = \ln\tilde\sigma = -\lambda`, the ODE of every
-process is :math:`d\tilde x/ds = \tilde x - D`. For data of variance l, :math:`y = \tilde x/q`, :math:`q = \sqrt{l + \tilde\sigma^2}`, has unit
-variance at all times, and
+process is :math:`d\tilde x/ds = \tilde x - D`. For data of mean m and variance l, :math:`y = (\tilde x - m)/q`,
+:math:`q = \sqrt{l + \tilde\sigma^2}`, has mean 0 and unit variance at all times, and
 
-.. math:: dy/ds = (l\,y/q - D)/q,
+.. math:: dy/ds = (l\,y/q - (D - m))/q,
 
-which vanishes identically where the data are Gaussian with that variance.
+which vanishes identically where the data are Gaussian with those moments.
 """
 
 from __future__ import annotations
@@ -45,19 +45,27 @@ class GaussianCoordinates:
         """``q = sqrt(l + sigma~^2)`` at clock s."""
         return torch.sqrt(self.variance + torch.exp(2 * s))
 
-    def factor(self, t: float) -> float:
-        """``x = factor * y`` at time t."""
-        alpha, sigma = (float(f(torch.tensor(t, dtype=torch.float64))) for f in (self.process.alpha, self.process.sigma))
-        return math.sqrt(self.variance * alpha**2 + sigma**2)
+    def centre(self, y: Tensor) -> Tensor:
+        """The data's mean, ready to broadcast against y."""
+        return torch.as_tensor(self.problem.centre, dtype=y.dtype, device=y.device)
+
+    def to_y(self, t: float, x: Tensor) -> Tensor:
+        """y of a state x at time t."""
+        s = torch.tensor(self.clock(t), dtype=torch.float64)
+        alpha = float(self.process.alpha(torch.tensor(t, dtype=torch.float64)))
+        return (x / alpha - self.centre(x)) / float(self.spread(s))
+
+    def to_x(self, s: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """The state at clock s, time t; both (B,) or ()."""
+        q, alpha = (expand(v.to(y.dtype), y) for v in (self.spread(s), self.process.alpha(t)))
+        return (y * q + self.centre(y)) * alpha
 
     def drift(self, s: Tensor, y: Tensor, *per_sample: Tensor) -> Tensor:
         """``dy/ds``, with s float64 () or (B,)."""
         t = self.process.time(-s)
-        q = self.spread(s)
-        x = y * expand((q * self.process.alpha(t)).to(y.dtype), y)
-        denoised = self.problem.denoiser(t, x, *per_sample)
-        inverse = expand((1 / q).to(y.dtype), y)
-        return (self.variance * inverse * y - denoised) * inverse
+        denoised = self.problem.denoiser(t, self.to_x(s, t, y), *per_sample)
+        inverse = expand((1 / self.spread(s)).to(y.dtype), y)
+        return (self.variance * inverse * y - denoised + self.centre(y)) * inverse
 
 
 class _ClockODE(ODE):
@@ -81,33 +89,25 @@ def in_gaussian_coordinates(
     save_at = request.save_at and tuple(ends.get(t, coordinates.clock(t)) for t in request.save_at)
     dual = request.dual and _dual(request, coordinates)
     inner = replace(request, times=tuple(clock), save_at=save_at, dual=dual)
-    solution = solve(_ClockODE(coordinates.drift, problem.per_sample), x / coordinates.factor(request.times[0]), inner)
-    t = problem.process.time(-solution.t)
-    return replace(
-        solution,
-        x=solution.x * expand((coordinates.spread(solution.t) * problem.process.alpha(t)).to(x.dtype), x),
-        t=torch.where(solution.ok, request.times[-1], t),
-        path=_scaled_path(solution.path, request.save_at, coordinates),
-    )
-
-
-def _scaled_path(path: Tensor | None, save_at: tuple[float, ...] | None, coordinates: GaussianCoordinates) -> Tensor | None:
-    if path is None or save_at is None:
-        return None
-    factors = torch.tensor([coordinates.factor(t) for t in save_at], dtype=path.dtype, device=path.device)
-    return path * expand(factors, path)
+    solution = solve(_ClockODE(coordinates.drift, problem.per_sample), coordinates.to_y(request.times[0], x), inner)
+    t = torch.where(solution.ok, request.times[-1], problem.process.time(-solution.t))
+    path = None
+    if solution.path is not None and request.save_at is not None:
+        when = torch.tensor(request.save_at, dtype=torch.float64, device=x.device)
+        clocks = torch.tensor(save_at, dtype=torch.float64, device=x.device)
+        path = coordinates.to_x(clocks, when, solution.path)
+    return replace(solution, x=coordinates.to_x(solution.t, t, solution.x), t=t, path=path)
 
 
 def _dual(request: Request, coordinates: GaussianCoordinates) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """The dual weight in y: the caller's is asked in x and t, and a gradient picks up the factor dx/dy."""
 
     def dual(s: Tensor, y: Tensor, dy: Tensor) -> Tensor:
-        t = coordinates.process.time(-s)
-        factor = expand((coordinates.spread(s) * coordinates.process.alpha(t)).to(y.dtype), y)
-        q = expand(coordinates.spread(s).to(y.dtype), y)
-        # D from dy/ds, so that no evaluation is spent.
-        denoised = coordinates.variance * y / q - q * dy
         assert request.dual is not None
-        return request.dual(t, y * factor, denoised) * factor
+        t = coordinates.process.time(-s)
+        q, alpha = (expand(v.to(y.dtype), y) for v in (coordinates.spread(s), coordinates.process.alpha(t)))
+        # D from dy/ds, so that no evaluation is spent.
+        denoised = coordinates.variance * y / q - q * dy + coordinates.centre(y)
+        return request.dual(t, coordinates.to_x(s, t, y), denoised) * (q * alpha)
 
     return dual

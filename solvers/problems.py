@@ -139,10 +139,11 @@ class SemiLinear:
 
     Args:
         process: The schedule (alpha, sigma, lam, their derivatives and the inverse time(lam)).
-        denoiser: ``denoiser(t, x, *per_sample)`` -> E[x_0 | x_t = x], like x; t float64, () or (B,).
+        denoiser: ``denoiser(t, x, *per_sample)`` -> E[x_0 | x_t = x], like x; t a Python float on a fixed grid, else float64 (B,).
         eta: Noise level of the family: 0 the probability-flow ODE, 1 the reverse SDE, or a function of t (() float64 tensor or (B,)).
             k-diffusion's eta is this one squared in its 2M-SDE; DDIM's differs too.
-        scale: Standard deviation of the data, about; sets the coordinates of adaptive solves, nothing else.
+        scale: Standard deviation of the data, about; with `centre`, their mean, it sets the coordinates of adaptive solves, nothing else.
+        centre: Mean of the data, about, of shape (*E).
         per_sample: Tensors with a row a sample.
 
     Raises:
@@ -153,6 +154,7 @@ class SemiLinear:
     denoiser: Field
     eta: float | Callable[[Tensor], Tensor] = 0.0
     scale: float = 1.0
+    centre: Tensor | float = 0.0
     per_sample: tuple[Tensor, ...] = ()
     _table: dict[float, Coefficients] = field(default_factory=dict, repr=False, compare=False)
 
@@ -193,9 +195,7 @@ class SemiLinear:
         return alpha, sigma, p.lam(t), drift_x, drift_d, noise, eta
 
     def denoise(self, t: Time, x: Tensor) -> Tensor:
-        """D(t, x) with t as the denoiser wants it: float64, () or (B,)."""
-        if not isinstance(t, Tensor):
-            t = torch.full((), t, dtype=torch.float64)
+        """D(t, x) for these samples."""
         return self.denoiser(t, x, *self.per_sample)
 
     def velocity(self, t: Time, x: Tensor) -> Tensor:

@@ -1,0 +1,7 @@
+"""Exact log-likelihood by the probability-flow ODE, with its errors."""
+
+from .divergence import Divergence, Exact, Hutchinson
+from .engine import log_likelihood
+from .result import LogLikelihood, bits_per_dim
+
+__all__ = ["Divergence", "Exact", "Hutchinson", "LogLikelihood", "bits_per_dim", "log_likelihood"]

@@ -1,0 +1,403 @@
+r"""`DiffusionModel`: a network, a process, what the network predicts, the data's units and the prior."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from solvers import SemiLinear
+from solvers.problems import expand
+
+from . import units
+from .predictions import PREDICTIONS, Combination, Marginal, check_prediction, convert
+from .prior import Moments, Prior, StandardPrior
+from .processes import GaussianProcess, Time
+
+if TYPE_CHECKING:
+    from solvers import Solution
+
+    from .likelihood import LogLikelihood
+
+Condition = Tensor | None
+
+
+class Preconditioning(NamedTuple):
+    """``D(z_t) = c_skip z_t + c_out F(c_in z_t, c_noise)``; each of the shape of the times."""
+
+    c_skip: Tensor
+    c_out: Tensor
+    c_in: Tensor
+    c_noise: Tensor
+
+
+class DiffusionModel(nn.Module):
+    r"""A diffusion model: everything that sampling and likelihood need, and nothing of how they are done.
+
+    The network is called as ``network(x, t, cond)`` (``network(x, t)`` without a condition) with input of unit scale,
+    :math:`x = z_t/\sqrt{\alpha^2+\sigma^2}`, and the noise level :math:`t = \tfrac14\ln(\sigma/\alpha)` (the c_noise of Karras et al. 2022,
+    arXiv 2206.00364, table 1), of shape (B,), for every process alike. :func:`from_callable` wraps functions of the raw ``(x_t, t)``.
+
+    Public x, scores, velocities and densities are in data units, ``x_t = shift + scale (alpha z + sigma eps)``; latents are in the model's own.
+
+    Args:
+        network: A module ``(x, t[, cond]) -> like x``.
+        process: The Gaussian process.
+        prediction: What the network returns: "eps", "x0", "score", "v", "velocity" or "edm" (EDM preconditioning).
+        data_shape: Shape of one datum, without the batch.
+        prior: "matched" (moments of the noised data; where they are unknown, as before `fit`, the textbook prior) or "standard".
+        scale_mode: What :meth:`set_units` learns: "column" (a shift and scale an entry), "channel" (along the first axis), "scalar", or
+            "none". Default: "column" for vectors, "scalar" for images and signals.
+
+    Raises:
+        ValueError: For an unknown prediction, prior, scale_mode, or an empty data_shape.
+
+    Example:
+        >>> import torch, sdediff
+        >>> net = sdediff.networks.MLP(dim=2)
+        >>> model = sdediff.DiffusionModel(net, process=sdediff.VP(), prediction="eps", data_shape=(2,))
+        >>> model.score(torch.zeros(5, 2), 0.5).shape
+        torch.Size([5, 2])
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        process: GaussianProcess,
+        prediction: str = "eps",
+        data_shape: tuple[int, ...] = (),
+        *,
+        prior: str = "matched",
+        scale_mode: str | None = None,
+    ) -> None:
+        super().__init__()
+        if not data_shape or any(int(n) != n or n < 1 for n in data_shape):
+            raise ValueError(f"data_shape={data_shape} is not the shape of a datum: give positive sizes, such as (2,) or (1, 8, 8)")
+        if prior not in ("matched", "standard"):
+            raise ValueError(f'prior={prior!r} is not known: take "matched" or "standard"')
+        self.network, self.process = network, process
+        self.prediction, self.data_shape = check_prediction(prediction), tuple(int(n) for n in data_shape)
+        self.prior, self.scale_mode = prior, units.check_mode(scale_mode, self.data_shape)
+        self.register_buffer("shift", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("scale", torch.ones((), dtype=torch.float64))
+        for name in Moments.__dataclass_fields__:
+            self.register_buffer(f"moment_{name}", None)
+
+    # -- units --------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def dim(self) -> int:
+        """Number of entries of a datum."""
+        return int(torch.Size(self.data_shape).numel())
+
+    def to_model(self, x: Tensor) -> Tensor:
+        """Data units to model units, ``(x - shift)/scale``."""
+        return (x - self.shift.to(x)) / self.scale.to(x)
+
+    def to_data(self, z: Tensor) -> Tensor:
+        """Model units to data units, ``shift + scale z``."""
+        return self.shift.to(z) + self.scale.to(z) * z
+
+    def set_units(self, x: Tensor) -> None:
+        """Learn shift, scale and moments from data.
+
+        Args:
+            x: Data, (N, *data_shape), N >= 2.
+
+        Raises:
+            ValueError: If the data are constant in a column (named), not finite, or of another shape.
+        """
+        units.check_batch(x, self.data_shape, "x")
+        self.shift, self.scale = units.learn(x, self.scale_mode)
+        self.moments = Moments.learn(self.to_model(x.double()).flatten(1))
+
+    @property
+    def moments(self) -> Moments | None:
+        """Mean and covariance of the data in model units, or None while unknown."""
+        parts = {name: getattr(self, f"moment_{name}") for name in Moments.__dataclass_fields__}
+        return None if parts["mean"] is None else Moments(**parts)
+
+    @moments.setter
+    def moments(self, value: Moments) -> None:
+        for name in Moments.__dataclass_fields__:
+            setattr(self, f"moment_{name}", getattr(value, name).to(self.shift.device))
+
+    @property
+    def log_scale(self) -> Tensor:
+        """Sum of log scale over a datum's entries: the Jacobian of the units, () float64."""
+        return self.scale.double().log().expand(self.data_shape).sum()
+
+    def prior_at(self, t: float, prior: str | Prior | None = None) -> Prior:
+        """The prior at time t, in model units.
+
+        Args:
+            t: Time.
+            prior: "matched", "standard" or an object of your own; the model's by default.
+
+        Raises:
+            ValueError: If "matched" is asked for and the data's moments are unknown.
+        """
+        if prior is not None and not isinstance(prior, str):
+            return prior
+        moments = self.moments
+        if prior == "standard" or self.prior == "standard" and prior is None or moments is None and prior is None:
+            return StandardPrior(self.process.prior_std)
+        if prior not in (None, "matched"):
+            raise ValueError(f'prior={prior!r} is not known: take "matched", "standard" or an object with log_prob and transform')
+        if moments is None:
+            raise ValueError('the data\'s moments are unknown: fit the model, pass data_mean= and data_cov=, or take prior="standard"')
+        return moments.noised(float(self.process.alpha(t)), float(self.process.sigma(t)))
+
+    # -- the network and its views ------------------------------------------------------------------------------------------------
+
+    def conditioning(self, m: Marginal, t: Tensor) -> tuple[Tensor, Tensor]:
+        """``(c_in, c_noise)`` at times t: what the network's input is multiplied with, and its time argument."""
+        return 1 / m.norm, 0.25 * (torch.log(m.sigma) - torch.log(m.alpha))
+
+    def coefficients(self, t: Time) -> Preconditioning:
+        """Preconditioning at times t: ``D(z_t) = c_skip z_t + c_out F(c_in z_t, c_noise)``, float64."""
+        t = torch.as_tensor(t, dtype=torch.float64)
+        m = Marginal.at(self.process, t)
+        return Preconditioning(*convert(m, self.prediction, PREDICTIONS["x0"]), *self.conditioning(m, t))
+
+    def forward(self, z_t: Tensor, t: Time, cond: Condition = None) -> Tensor:
+        """The raw network output F for z_t in model units, (B, *data_shape); t () or (B,)."""
+        t = torch.as_tensor(t, dtype=torch.float64, device=z_t.device)
+        return self._call(z_t, *self.conditioning(Marginal.at(self.process, t), t), cond)
+
+    def _call(self, z_t: Tensor, c_in: Any, c_noise: Any, cond: Condition) -> Tensor:
+        if isinstance(c_in, Tensor):
+            c_in, c_noise = expand(c_in.to(z_t.dtype), z_t), c_noise.to(z_t.dtype).expand(len(z_t))
+        else:
+            c_noise = z_t.new_full((), c_noise).expand(len(z_t))  # one embedding serves all rows
+        x = z_t * c_in
+        return self.network(x, c_noise) if cond is None else self.network(x, c_noise, cond)
+
+    def target(self, z_0: Tensor, eps: Tensor, t: Time) -> Tensor:
+        """What the network should return for data z_0 (model units) and noise eps, both (B, *data_shape)."""
+        t = torch.as_tensor(t, dtype=torch.float64, device=z_0.device)
+        p, q = (expand(c.to(z_0.dtype), z_0) for c in PREDICTIONS[self.prediction](Marginal.at(self.process, t)))
+        return p * z_0 + q * eps
+
+    def _view(self, x: Tensor, t: Time, cond: Condition, view: Combination) -> Tensor:
+        """A combination of data and noise at x in data units, in model units."""
+        units.check_batch(x, self.data_shape, "x", any_size=True)
+        t = self._check_time(torch.as_tensor(t, dtype=torch.float64, device=x.device), len(x))
+        m = Marginal.at(self.process, t)
+        a, b = (expand(c.to(x.dtype), x) for c in convert(m, self.prediction, view))
+        z_t = self.to_model(x)
+        return a * z_t + b * self._call(z_t, *self.conditioning(m, t), units.expand_condition(cond, len(x)))
+
+    def _check_time(self, t: Tensor, rows: int) -> Tensor:
+        low, high = self.process.t_min, self.process.t_max
+        if t.shape not in ((), (rows,)):
+            raise ValueError(f"t has shape {tuple(t.shape)}: give a number or a tensor of shape ({rows},)")
+        slack = 1e-6 * (high - low)  # float32 times at the ends
+        if not bool(((t >= low - slack) & (t <= high + slack)).all()):
+            raise ValueError(f"t lies outside [{low:g}, {high:g}], the interval of {self.process}: give times inside, or another t_min, t_max")
+        return t.clamp(low, high)
+
+    def denoise(self, x: Tensor, t: Time, cond: Condition = None) -> Tensor:
+        """E[x_0 | x_t = x] in data units.
+
+        Args:
+            x: Noised data in data units, (B, *data_shape).
+            t: Time, () or (B,), inside the process's interval.
+            cond: Condition, (B, ...), or one for all.
+
+        Returns:
+            Like x.
+
+        Raises:
+            ValueError: For a wrong shape or a time outside the interval.
+        """
+        return self.to_data(self._view(x, t, cond, PREDICTIONS["x0"]))
+
+    def eps(self, x: Tensor, t: Time, cond: Condition = None) -> Tensor:
+        """E[eps | x_t = x], like x; arguments as :meth:`denoise`."""
+        return self._view(x, t, cond, PREDICTIONS["eps"])
+
+    def score(self, x: Tensor, t: Time, cond: Condition = None) -> Tensor:
+        """Score of the noised data, per data unit, like x; arguments as :meth:`denoise`."""
+        return self._view(x, t, cond, lambda m: (torch.zeros_like(m.sigma), -1 / m.sigma)) / self.scale.to(x)
+
+    def velocity(self, x: Tensor, t: Time, cond: Condition = None) -> Tensor:
+        """Velocity dx/dt of the probability flow, in data units per unit of time, like x; arguments as :meth:`denoise`."""
+        return self._view(x, t, cond, PREDICTIONS["velocity"]) * self.scale.to(x)
+
+    def problem(self, eta: float | Callable[[Tensor], Tensor] = 0.0, cond: Condition = None) -> SemiLinear:
+        """The reverse diffusion in model units, for any solver.
+
+        Args:
+            eta: 0 the probability-flow ODE, 1 the reverse SDE, any other value, or a function of t.
+            cond: Conditions of the samples, (B, ...).
+        """
+        moments = self.moments
+        per_sample = () if cond is None else (cond,)
+        if moments is None:
+            return SemiLinear(self.process, _Denoiser(self), eta, per_sample=per_sample)
+        centre = moments.mean.reshape(self.data_shape)
+        return SemiLinear(self.process, _Denoiser(self), eta, moments.scale or 1.0, centre, per_sample)
+
+    # -- uses ---------------------------------------------------------------------------------------------------------------------
+
+    def sample(self, n: int, solver: Any = "dopri5", **options: Any) -> Any:
+        """Draw samples; see :func:`sdediff.sampling.sample` for all options.
+
+        Args:
+            n: Number of samples.
+            solver: A solver or its name.
+            **options: steps, grid, rtol, atol, eta, cond, seed, indices, t_span, prior, batch_size, denoise, return_log_prob, return_solution,
+                on_failure.
+
+        Returns:
+            (n, *data_shape) in data units; with return_log_prob or return_solution a tuple.
+        """
+        from .sampling import sample
+
+        return sample(self, n, solver, **options)
+
+    def log_prob(self, x: Tensor, **options: Any) -> Tensor:
+        """Log-density in nats, (n,); options as :meth:`log_likelihood`."""
+        return self.log_likelihood(x, **options).log_prob
+
+    def log_likelihood(self, x: Tensor, solver: Any = "dopri5", **options: Any) -> LogLikelihood:
+        """Log-density with its errors; see :func:`sdediff.likelihood.log_likelihood` for all options.
+
+        Args:
+            x: Data in data units, (n, *data_shape).
+            solver: A solver of ODEs or its name.
+            **options: steps, grid, rtol, atol, divergence, cond, seed, indices, t_span, prior, batch_size, nodes, on_failure.
+        """
+        from .likelihood import log_likelihood
+
+        return log_likelihood(self, x, solver, **options)
+
+    def encode(self, x: Tensor, solver: Any = "dopri5", **options: Any) -> Tensor:
+        """Data to latents at t_max along the probability flow; see :func:`sdediff.sampling.encode`."""
+        from .sampling import encode
+
+        return encode(self, x, solver, **options)
+
+    def decode(self, z: Tensor, solver: Any = "dopri5", **options: Any) -> Tensor:
+        """Latents at t_max to data, the inverse of :meth:`encode`; see :func:`sdediff.sampling.decode`."""
+        from .sampling import decode
+
+        return decode(self, z, solver, **options)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model to one safetensors file, whole or not at all; read it with :func:`sdediff.load`."""
+        from .serialization import save
+
+        save(self, path)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """A JSON description from which :func:`sdediff.load` rebuilds the model."""
+        custom = type(self.process) is GaussianProcess
+        return {
+            "network": {"name": type(self.network).__name__, "args": getattr(self.network, "config", None)},
+            "process": {"name": type(self.process).__name__, "args": None if custom else self.process.config},
+            "prediction": self.prediction,
+            "data_shape": list(self.data_shape),
+            "prior": self.prior,
+            "scale_mode": self.scale_mode,
+        }
+
+    def describe(self, solution: Solution) -> str:
+        """A failed solve in one sentence."""
+        return solution.describe_failure()
+
+    def __repr__(self) -> str:
+        count = sum(p.numel() for p in self.network.parameters())
+        return (
+            f"DiffusionModel({type(self.network).__name__} with {count:,} parameters, process={self.process}, "
+            f"prediction={self.prediction!r}, data_shape={self.data_shape}, prior={self.prior!r})"
+        )
+
+
+class _Denoiser:
+    """The model's denoiser as a solver calls it: model units, t a float on a fixed grid or float64 (B,); coefficients computed once a time."""
+
+    def __init__(self, model: DiffusionModel) -> None:
+        self.model = model
+        self.table: dict[float, tuple[float, ...]] = {}
+
+    def __call__(self, t: Time, z: Tensor, cond: Condition = None) -> Tensor:
+        if isinstance(t, Tensor):
+            c = self.model.coefficients(t)
+            skip, out = (expand(v.to(z.dtype), z) for v in (c.c_skip, c.c_out))
+            return torch.addcmul(skip * z, out, self.model._call(z, c.c_in, c.c_noise, cond))
+        if t not in self.table:
+            self.table[t] = tuple(float(v) for v in self.model.coefficients(t))
+        c_skip, c_out, c_in, c_noise = self.table[t]
+        return torch.add(z * c_skip, self.model._call(z, c_in, c_noise, cond), alpha=c_out)
+
+
+class CallableNetwork(nn.Module):
+    """A function of the raw ``(x_t, t)`` in a network's place."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor, t: Tensor, cond: Condition = None) -> Tensor:
+        """Call the function."""
+        return self.function(x, t) if cond is None else self.function(x, t, cond)
+
+
+class _RawModel(DiffusionModel):
+    """A model whose network sees x_t and t as they are."""
+
+    def conditioning(self, m: Marginal, t: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(t), t
+
+
+def from_callable(
+    fn: Callable[..., Tensor],
+    process: GaussianProcess,
+    prediction: str = "score",
+    data_shape: tuple[int, ...] = (),
+    data_mean: Tensor | None = None,
+    data_cov: Tensor | None = None,
+    prior: str = "matched",
+) -> DiffusionModel:
+    """A model from any function, such as an analytic score or a network trained elsewhere.
+
+    Args:
+        fn: ``fn(x, t)`` (or ``fn(x, t, cond)``) with x = x_t (B, *data_shape), unscaled, and t (B,) in the process's time, of x's dtype;
+            returns what `prediction` says, like x. A module's parameters become the model's.
+        process: The Gaussian process.
+        prediction: "score", "eps", "x0", "v", "velocity" or "edm".
+        data_shape: Shape of one datum.
+        data_mean: Mean of the data, data_shape or (d,); with `data_cov` it makes the matched prior.
+        data_cov: Covariance of the data, (d, d), its diagonal (d,), or a scalar.
+        prior: "matched" (where the moments are given, else the textbook prior) or "standard".
+
+    Returns:
+        A :class:`DiffusionModel` whose units are the data's.
+
+    Raises:
+        ValueError: If only one moment is given, or a shape is wrong.
+
+    Example:
+        >>> import torch, sdediff
+        >>> model = from_callable(lambda x, t: -x, process=sdediff.VP(), prediction="score", data_shape=(2,))
+        >>> model.log_prob(torch.zeros(1, 2, dtype=torch.float64)).round(decimals=4)
+        tensor([-1.8379], dtype=torch.float64)
+    """
+    model = _RawModel(fn if isinstance(fn, nn.Module) else CallableNetwork(fn), process, prediction, data_shape, prior=prior, scale_mode="none")
+    if (data_mean is None) != (data_cov is None):
+        raise ValueError("only one of data_mean and data_cov was given: give both, or neither")
+    if data_mean is not None and data_cov is not None:
+        mean, cov = torch.as_tensor(data_mean), torch.as_tensor(data_cov)
+        if mean.numel() != model.dim or cov.shape not in ((), (model.dim,), (model.dim, model.dim)):
+            raise ValueError(f"data_mean {tuple(mean.shape)} and data_cov {tuple(cov.shape)} do not fit data_shape={model.data_shape}")
+        model.moments = Moments.of(mean.detach().cpu(), cov.detach().cpu())
+    return model

@@ -1,0 +1,143 @@
+r"""The law of x_t at t_max: what sampling starts from, and what the likelihood ends in."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+FULL_COVARIANCE = 1024  # dimensions up to which the covariance is kept whole
+LOW_RANK = 256
+
+
+class Prior(Protocol):
+    """A density over latents (B, d), in the model's units; yours can take the place of the model's own."""
+
+    name: str
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log-density (B,) in nats."""
+
+    def transform(self, normal: Tensor) -> Tensor:
+        """Standard normals (B, d) turned into draws (B, d)."""
+
+
+@dataclass(frozen=True)
+class StandardPrior:
+    """The textbook prior N(0, std^2 I)."""
+
+    std: float
+    name: str = "standard"
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log-density (B,) in nats, float64 where the device has it."""
+        squares = _wide(z).square().sum(dim=1) / self.std**2
+        return -0.5 * squares - z.shape[1] * (math.log(self.std) + 0.5 * math.log(2 * math.pi))
+
+    def transform(self, normal: Tensor) -> Tensor:
+        """Standard normals (B, d) turned into draws (B, d)."""
+        return normal * self.std
+
+
+@dataclass(frozen=True)
+class GaussianPrior:
+    r"""N(mean, U diag(variances) U^T + rest (I - U U^T)), U orthonormal columns.
+
+    Attributes:
+        mean: (d,).
+        basis: U, (d, r).
+        variances: (r,).
+        rest: Variance off the basis, ().
+    """
+
+    mean: Tensor
+    basis: Tensor
+    variances: Tensor
+    rest: Tensor
+    name: str = "matched"
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log-density (B,) in nats, float64 where the device has it."""
+        d, r = self.basis.shape
+        basis, variances = _wide(self.basis), _wide(self.variances)
+        centred = _wide(z) - _wide(self.mean)
+        inside = centred @ basis
+        log_det = variances.log().sum()
+        squares = (inside.square() / variances).sum(dim=1)
+        if r < d:
+            rest = _wide(self.rest)
+            log_det = log_det + (d - r) * rest.log()
+            squares = squares + (centred.square().sum(dim=1) - inside.square().sum(dim=1)) / rest
+        return -0.5 * (squares + log_det + d * math.log(2 * math.pi))
+
+    def transform(self, normal: Tensor) -> Tensor:
+        """Standard normals (B, d) turned into draws (B, d)."""
+        basis, mean, variances, rest = (v.to(normal.dtype) for v in (self.basis, self.mean, self.variances, self.rest))
+        inside = normal @ basis
+        draws = mean + (inside * variances.sqrt()) @ basis.T
+        if basis.shape[1] < basis.shape[0]:
+            draws = draws + (normal - inside @ basis.T) * rest.sqrt()
+        return draws
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and covariance of the data in the model's units, the covariance by its eigenvectors; float64.
+
+    Attributes:
+        mean: (d,).
+        basis: Leading eigenvectors, (d, r); all of them up to d = 1024.
+        variances: Their eigenvalues, (r,).
+        rest: Mean eigenvalue of the rest, ().
+    """
+
+    mean: Tensor
+    basis: Tensor
+    variances: Tensor
+    rest: Tensor
+
+    @classmethod
+    def of(cls, mean: Tensor, cov: Tensor) -> Moments:
+        """From a mean (d,) and a covariance (d, d), a diagonal (d,) or a scalar ()."""
+        mean = mean.double().flatten()
+        d = len(mean)
+        cov = cov.double()
+        if cov.ndim < 2:
+            return cls(mean, torch.eye(d, dtype=torch.float64), cov.expand(d).clone(), torch.zeros((), dtype=torch.float64))
+        variances, basis = torch.linalg.eigh(0.5 * (cov + cov.T))
+        if not bool((variances > -1e-9 * variances.abs().max()).all()):
+            raise ValueError("data_cov has a negative eigenvalue: give a covariance matrix")
+        return cls(mean, basis, variances.clamp(min=0), torch.zeros((), dtype=torch.float64))
+
+    @classmethod
+    def learn(cls, z: Tensor) -> Moments:
+        """From data (N, d), N >= 2: exact up to d = 1024, low rank plus isotropic beyond (from at most 4096 rows)."""
+        z = z.double()
+        mean = z.mean(dim=0)
+        if z.shape[1] <= FULL_COVARIANCE:
+            return cls.of(mean, torch.cov(z.T, correction=0).reshape(z.shape[1], -1))
+        rows = z[:4096] - mean
+        _, singular, basis = torch.linalg.svd(rows, full_matrices=False)
+        rank = min(LOW_RANK, len(rows) - 1)
+        variances = singular[:rank].square() / len(rows)
+        rest = (z.var(dim=0, correction=0).sum() - variances.sum()).clamp(min=0) / (z.shape[1] - rank)
+        return cls(mean, basis[:rank].T.contiguous(), variances, rest)
+
+    @property
+    def scale(self) -> float:
+        """Root mean variance."""
+        d, r = self.basis.shape
+        return math.sqrt(float(self.variances.sum() + (d - r) * self.rest) / d)
+
+    def noised(self, alpha: float, sigma: float) -> GaussianPrior:
+        """The Gaussian with the mean and covariance of ``alpha x_0 + sigma eps``."""
+        return GaussianPrior(
+            alpha * self.mean, self.basis, alpha**2 * self.variances + sigma**2, alpha**2 * self.rest + sigma**2
+        )
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.device.type == "mps" else x.double()

@@ -1,0 +1,68 @@
+"""The data's own units, and the checks of what users pass in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MODES = ("column", "channel", "scalar", "none")
+
+
+def check_mode(mode: str | None, data_shape: tuple[int, ...]) -> str:
+    """A scale mode, with the default filled in."""
+    if mode is None:
+        return "column" if len(data_shape) == 1 else "scalar"
+    if mode not in MODES:
+        raise ValueError(f"scale_mode={mode!r} is not known: take one of {', '.join(MODES)}")
+    return mode
+
+
+def check_batch(x: Any, data_shape: tuple[int, ...], what: str, *, any_size: bool = False) -> None:
+    """Raise ValueError unless x is a finite floating tensor (B, *data_shape)."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        given = f"a tensor of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"{what} is {given}: give a floating-point tensor, such as {what}.float()")
+    if x.shape[1:] != data_shape or x.ndim == 0:
+        raise ValueError(f"{what} has shape {tuple(x.shape)}: give (B, {', '.join(map(str, data_shape))}), the model's data_shape with a batch in front")
+    if not any_size and len(x) == 0:
+        raise ValueError(f"{what} is empty: give at least one row")
+    finite = torch.isfinite(x).flatten(1).all(dim=1)
+    if not bool(finite.all()):
+        raise ValueError(f"{what} has NaN or infinite values, first in row {int((~finite).nonzero()[0])}: remove or fill those rows")
+
+
+def expand_condition(cond: Any, rows: int) -> Any:
+    """A condition with a row a sample; one row, or one value without a batch, serves all."""
+    if cond is None:
+        return None
+    cond = torch.as_tensor(cond)
+    if cond.ndim == 0:
+        return cond.expand(rows)
+    if len(cond) == rows:
+        return cond
+    if len(cond) == 1:
+        return cond.expand(rows, *cond.shape[1:])
+    raise ValueError(f"cond has {len(cond)} rows for {rows} samples: give one a sample, or a single one for all")
+
+
+def learn(x: Tensor, mode: str) -> tuple[Tensor, Tensor]:
+    """Shift and scale of data (N, *E), float64, broadcastable against a datum.
+
+    Raises:
+        ValueError: If there is one row only, or a column, channel or the whole is constant.
+    """
+    wide = x.detach().double()
+    if mode == "none":
+        return wide.new_zeros(()), wide.new_ones(())
+    if len(x) < 2:
+        raise ValueError("one row of data has no scale: give at least two")
+    over = {"column": (0,), "channel": (0, *range(2, x.ndim)), "scalar": tuple(range(x.ndim))}[mode]
+    scale, shift = torch.std_mean(wide, dim=over, correction=0, keepdim=True)
+    scale, shift = (v.squeeze(0) if mode != "scalar" else v.reshape(()) for v in (scale, shift))
+    constant = (scale <= 1e-12 * shift.abs().clamp(min=1e-300)).reshape(-1).nonzero().flatten().tolist()
+    if constant:
+        where = "the data are" if mode == "scalar" else f"{mode} {constant[0]} is"
+        raise ValueError(f"{where} constant and cannot be scaled to unit variance: leave it out, or add noise to it")
+    return shift, scale
