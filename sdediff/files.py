@@ -81,20 +81,21 @@ def write_tensors(
 
     Args:
         path: The file.
-        tensors: By name; exact dtype and shape are kept, shared memory is written once per name.
+        tensors: By name; exact dtype, shape and memory order are kept, shared memory is written once per
+            name.
         kind: What the file is ("model", "checkpoint"); a reader asks for it.
         config: Anything JSON can hold.
 
     Raises:
         TypeError: If the config is not JSON.
     """
-    metadata = {"format": "sdediff", "version": str(VERSION), "kind": kind, "config": json.dumps(config)}
-    plain = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in tensors.items()
-    }
+    # Memory order is kept too: a matrix product rounds differently on a transposed matrix.
+    copies = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+    strides = {name: tensor.stride() for name, tensor in copies.items() if not tensor.is_contiguous()}
+    content = {"config": json.dumps(config), "strides": json.dumps(strides)}
+    metadata = {"format": "sdediff", "version": str(VERSION), "kind": kind} | content
     with whole(path) as temporary:
-        safetensors.torch.save_file(plain, temporary, metadata)
+        safetensors.torch.save_file({k: v.contiguous() for k, v in copies.items()}, temporary, metadata)
 
 
 def read_tensors(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -130,7 +131,13 @@ def read_tensors(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Ten
         )
     if metadata["kind"] != kind:
         raise ValueError(f"{name} holds a {metadata['kind']} where a {kind} is needed: give the other file")
-    return tensors, json.loads(metadata["config"])
+    strides = json.loads(metadata["strides"])
+    return {k: _fresh(v, strides.get(k)) for k, v in tensors.items()}, json.loads(metadata["config"])
+
+
+def _fresh(tensor: Tensor, stride: list[int] | None) -> Tensor:
+    """A copy in memory of torch's own alignment, in the given memory order."""
+    return torch.empty_strided(tensor.shape, stride or tensor.stride(), dtype=tensor.dtype).copy_(tensor)
 
 
 def _sync(path: Path) -> None:

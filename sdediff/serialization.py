@@ -154,8 +154,7 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], source: str) 
         module._buffers[name] = tensors[name].to(device) if name in tensors else None
     for name in expected:
         if name in parameters:
-            parameters[name].data = parameters[name].data.to(tensors[name].dtype)
-            parameters[name].copy_(tensors[name])
+            parameters[name].data = tensors[name].to(device)
         else:
             owner, _, leaf = name.rpartition(".")
             module.get_submodule(owner)._buffers[leaf] = tensors[name].to(device)

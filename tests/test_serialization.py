@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +53,48 @@ def test_a_model_comes_back_bit_for_bit(tmp_path: Path, process: Any, dtype: tor
     assert os.listdir(tmp_path) == ["a.safetensors"]
 
 
+def test_another_process_computes_the_same_bits(tmp_path: Path) -> None:
+    model = make_model(prediction="edm").eval()
+    model.set_units(torch.randn(50, 3) @ torch.randn(3, 3))
+    serialization.save(model, tmp_path / "model")
+    code = """
+import sys, torch
+from sdediff import serialization
+model = serialization.load(sys.argv[1] + "/model")
+x = torch.load(sys.argv[1] + "/x.pt")
+torch.save((model.score(x, 0.3), model.prior_at(1.0).transform(x)), sys.argv[1] + "/y.pt")
+"""
+    x = torch.randn(7, 3)
+    torch.save(x, tmp_path / "x.pt")
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, env=os.environ | threads)
+    score, latent = torch.load(tmp_path / "y.pt")
+    with torch.no_grad():
+        assert torch.equal(score, model.score(x, 0.3))
+    assert torch.equal(latent, model.prior_at(1.0).transform(x))
+
+
 def test_images_and_mixed_dtypes(tmp_path: Path) -> None:
     net = UNet(channels=1, base=8, multipliers=(1,))
     model = make_model(net, data_shape=(1, 8, 8), prediction="v")
     model.network.half()
     serialization.save(model, tmp_path / "a")
     assert same(model, serialization.load(tmp_path / "a"))
+
+
+def test_memory_order_is_kept_because_products_round_by_it(tmp_path: Path) -> None:
+    tensors = {
+        "t": torch.randn(3, 5).T,
+        "slice": torch.randn(6, 6)[::2, 1:4],
+        "one": torch.randn(4)[:1].expand(3),
+    }
+    tensors["image"] = torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)
+    files.write_tensors(tmp_path / "a", tensors, "model", {})
+    back = files.read_tensors(tmp_path / "a", "model")[0]
+    for name, tensor in tensors.items():
+        assert torch.equal(back[name], tensor) and back[name].stride() == tensor.clone().stride()
+        assert back[name].data_ptr() % 64 == 0
+    assert back["t"].stride() == (1, 5) and back["image"].is_contiguous(memory_format=torch.channels_last)
 
 
 class Mine(nn.Module):

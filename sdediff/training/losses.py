@@ -87,7 +87,12 @@ def squared_error(
     return (output - model.target(z_0, eps, t)).square().flatten(1).mean(1)
 
 
-#: Losses by name, for ``fit(loss=...)``.
+#: Losses by name, for ``fit(loss=...)``. "balanced" is the default because every noise level gets its share
+#: of steps: after
+#: equal numbers of steps its score was the most accurate of these on a ring of Gaussians (against the exact
+#: score) and on held-out
+#: digits, for "eps" and "edm" predictions under VP. "native", "eps" and "x0" average over uniform time, as
+#: the textbooks do.
 LOSSES: dict[str, DenoisingLoss] = {
     "balanced": DenoisingLoss(Native(), LogNormal(mean=-1.0, std=2.0)),
     "native": DenoisingLoss(Native(), UniformTime()),
