@@ -28,7 +28,7 @@ def save(model: DiffusionModel, path: str | os.PathLike[str]) -> None:
     Raises:
         FileNotFoundError: If the folder does not exist.
     """
-    files.write_tensors(path, model.state_dict(), "model", _config(model))
+    files.write_tensors(path, model.state_dict(), "model", describe(model))
 
 
 def load(
@@ -81,7 +81,7 @@ def load(
     return model.to(device).eval()
 
 
-def _config(model: DiffusionModel) -> dict[str, Any]:
+def describe(model: DiffusionModel) -> dict[str, Any]:
     """The model's description and class, with arguments only of classes that :func:`load` finds by name."""
     kind = type(model).__name__
     if type(model) not in _classes().values():

@@ -367,6 +367,17 @@ def test_an_interrupted_run_can_go_on(tmp_path: Path) -> None:
     assert same(straight.state_dict(), model.state_dict())
 
 
+def test_what_cannot_be_saved_is_refused_before_training(tmp_path: Path) -> None:
+    class Special(DiffusionModel):
+        pass
+
+    model = Special(Linear(), process=processes.VP(), prediction="eps", data_shape=(2,))
+    with pytest.raises(TypeError, match="a Special is a model class of your own"):
+        quick(model, make_data(), out=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    assert quick(model, make_data()).steps == 10
+
+
 def test_the_folder_holds_checkpoint_log_and_model(tmp_path: Path) -> None:
     model = make_model()
     result = quick(model, make_data(), val=make_data(50), steps=12, log_every=5, out=tmp_path / "a" / "b")
@@ -469,6 +480,12 @@ def test_bad_values_name_their_row(wrap: Any, bad: float) -> None:
         (make_data(9), {"val": make_data(0)}, ValueError, "val is empty"),
         (make_data(9), {"cond": torch.zeros(8, 1)}, ValueError, r"cond has shape \(8, 1\) for 9 rows"),
         (make_data(9), {"cond": torch.full((9, 1), math.nan)}, ValueError, "cond has NaN .* first in row 0"),
+        (
+            make_data(9),
+            {"cond": torch.zeros(9, 1), "val": make_data(4)},
+            TypeError,
+            "without val_cond=: give",
+        ),
         (make_data(9), {"steps": 0}, ValueError, "steps=0: give at least 1"),
         (make_data(9), {"batch_size": 0}, ValueError, "batch_size=0"),
         (make_data(9), {"units": "yes"}, ValueError, "units='yes'"),

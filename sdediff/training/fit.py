@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from sdediff.serialization import describe
 from sdediff.training.checkpoint import Checkpoint
 from sdediff.training.losses import DenoisingLoss, get_loss
 from sdediff.training.schedules import InverseSqrt
-from sdediff.training.sources import DEFAULT_BATCH_SIZE, check_rows, convert, make_source, step_seed
+from sdediff.training.sources import DEFAULT_BATCH_SIZE, Source, check_rows, convert, make_source, step_seed
 from sdediff.training.trainer import Settings, Trainer
 from sdediff.training.validation import NoiseLevels, Validation
 
@@ -193,23 +194,50 @@ def fit(
         folder,
     )
     source = make_source(x_train, cond, batch_size, seed)
+    if (
+        cond is not None
+        and val_cond is None
+        and val is not None
+        and not isinstance(val, (Dataset, DataLoader))
+    ):
+        raise TypeError(
+            "cond= and val= were given without val_cond=: give the conditions of the held-out rows too"
+        )
+    trainer, config = _prepare(model, source, settings, units, resume, val, val_cond)
+    trainer.run(config)
+    if folder is not None:
+        model.save(folder / "model.safetensors")
+    levels = None if trainer.validation is None else trainer.validation.noise_levels()
+    return TrainingResult(model, trainer.step, trainer.seconds, trainer.history, levels, trainer.raw)
+
+
+def _prepare(
+    model: DiffusionModel,
+    source: Source,
+    settings: Settings,
+    units: str,
+    resume: bool,
+    val: Any,
+    val_cond: Any,
+) -> tuple[Trainer, dict[str, Any]]:
+    """The run, at its beginning or where it was left, and what it is, as JSON."""
+    folder = settings.out
     stored = _stored(folder) if resume and folder is not None else None
     rows = source.sample()
     check_rows(rows, model.data_shape, "x_train")
     if units == "learn" and stored is None:
         _learn_units(model, rows, settings)
-    validation = None if val is None else Validation(model, val, val_cond, settings.loss, seed, augment)
+    loss, seed, augment = settings.loss, settings.seed, settings.augment
+    validation = None if val is None else Validation(model, val, val_cond, loss, seed, augment)
     trainer = Trainer(model, source, settings, validation)
-    config = {"model": model.config, "data": source.config, "units": units} | _describe(settings)
-    if stored is not None and folder is not None:
-        trainer.restore(stored, config, folder / "checkpoint.safetensors")
+    # What cannot be saved at the end is refused now.
+    description = {} if folder is None else describe(model)
+    config = {"model": description, "data": source.config, "units": units} | _describe(settings)
     if folder is not None:
+        if stored is not None:
+            trainer.restore(stored, config, folder / "checkpoint.safetensors")
         folder.mkdir(parents=True, exist_ok=True)
-    trainer.run(config)
-    if folder is not None:
-        model.save(folder / "model.safetensors")
-    levels = None if validation is None else validation.noise_levels()
-    return TrainingResult(model, trainer.step, trainer.seconds, trainer.history, levels, trainer.raw)
+    return trainer, config
 
 
 def _check(
