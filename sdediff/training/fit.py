@@ -173,18 +173,16 @@ def fit(
         3
     """
     _check(model, steps, log_every, checkpoint_every, clip, units, resume, out)
-    folder = None if out is None else Path(out)
-    if optimizer is None:
-        optimizer = AdamW(weight_decay)
-    elif weight_decay:
+    if optimizer is not None and weight_decay:
         raise TypeError("weight_decay= goes with the default optimiser: set it in optimizer= instead")
+    folder = None if out is None else Path(out)
     rate = lr if callable(lr) else InverseSqrt(lr)
     settings = Settings(
         steps,
         seed,
         get_loss(loss),
         rate,
-        optimizer,
+        optimizer or AdamW(weight_decay),
         ema_decay,
         clip,
         augment,
