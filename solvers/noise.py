@@ -66,7 +66,8 @@ def _uniforms(keys: Tensor, first: int, count: int, dtype: torch.dtype) -> Tenso
     steps = torch.arange(first, first + count, device=keys.device).mul_(_GOLDEN)
     bits = 53 if dtype == torch.float64 else 31
     words = _shift(_mix(keys[:, None] + steps), 64 - bits)
-    return words.to(dtype).add_(0.5).mul_(2.0**-bits)
+    u = words.to(dtype).add_(0.5).mul_(2.0**-bits)
+    return u if bits == 53 else u.clamp_(max=1 - 2.0**-24)  # 31 bits may round up to 1 in float32
 
 
 def _working(dtype: torch.dtype) -> torch.dtype:
@@ -189,5 +190,5 @@ class Noise:
         return held[1][offset]
 
     def path(self, dt: float) -> Tensor:
-        """Brownian increment of this step, over |dt|: ``sqrt(|dt|)`` times the STEP stream's normal."""
+        """Brownian increment of this step, over abs(dt): ``sqrt(abs(dt))`` times the STEP stream's normal."""
         return self.normal() * math.sqrt(abs(dt))

@@ -17,6 +17,7 @@ state of log p, so each step's local error counts with the score there, and the 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,12 +33,13 @@ from ..model import Condition, DiffusionModel
 from ..prior import Prior
 from ..sampling import Run, SampleResult, chunks, join, rows_of
 from .divergence import Divergence, Exact, Hutchinson
-from .quadrature import clenshaw_curtis, spline_weights
+from .quadrature import clustered_rule, spline_weights
 from .result import LogLikelihood
 
 EXACT_UP_TO = 64  # dimensions up to which the exact trace is the default
 _ROWS = 4096  # (sample, node) pairs whose trace is evaluated at once
 DEFAULT_NODES = 65
+_CENTRE = 0.4  # noise level around which nodes cluster, in standard deviations of the data
 
 
 def log_likelihood(
@@ -67,10 +69,10 @@ def log_likelihood(
     Args:
         model: The model.
         x: Data in data units, (n, *data_shape).
-        solver: A solver of ODEs or its name. Adaptive ones are followed by Clenshaw-Curtis quadrature in log-SNR at `nodes` points; for fixed-grid
-            ones the grid's points are the nodes, and each step is doubled to estimate its error.
+        solver: A solver of ODEs or its name. Along the path of an adaptive one the trace is integrated at `nodes` points of log-SNR; for
+            fixed-grid ones the grid's points are the nodes, and each step is doubled to estimate its error.
         divergence: :class:`Exact` or :class:`Hutchinson`; by default exact up to 64 dimensions, else two Rademacher probes a node.
-        nodes: Quadrature points of adaptive solvers, odd; 65 by default.
+        nodes: Quadrature points of adaptive solvers, a multiple of 4 plus 1.
         steps: Steps of a fixed-grid solver.
         grid: Its times, or the name of a grid.
         rtol: Relative tolerance of an adaptive solver; "dopri5" by name takes 1e-6 here.
@@ -170,16 +172,13 @@ class _Rule:
             coarse = np.zeros(len(grid))
             coarse[keep] = spline_weights(clock.numpy()[keep])
             return cls(grid, clock, torch.from_numpy(weights), torch.from_numpy(coarse))
-        if nodes < 5 or nodes % 4 != 1:
-            raise ValueError(f"nodes={nodes}: give a multiple of 4 plus 1, such as 33, 65 or 129, so that every other node makes a rule too")
         low, high = (-float(process.lam(t)) for t in run.span)
-        points, weights = clenshaw_curtis(nodes - 1)
-        clock = torch.from_numpy(low + (high - low) * points)
-        coarse = np.zeros(nodes)
-        coarse[::2] = clenshaw_curtis((nodes - 1) // 2)[1]
+        moments = model.moments
+        centre = math.log((1.0 if moments is None else moments.scale or 1.0) * _CENTRE)
+        clock, weights, coarse = (torch.from_numpy(v) for v in clustered_rule(low, high, centre, nodes))
         times = process.time(-clock).tolist()
         times[0], times[-1] = run.span
-        return cls(tuple(times), clock, torch.from_numpy((high - low) * weights), torch.from_numpy((high - low) * coarse))
+        return cls(tuple(times), clock, weights, coarse)
 
 
 def _grid(model: DiffusionModel, run: Run) -> tuple[float, ...]:

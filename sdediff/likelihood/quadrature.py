@@ -1,44 +1,67 @@
-"""Nodes and weights along the path."""
+"""Nodes and weights for integrals over the clock s = ln(sigma/alpha)."""
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
-
-
-def clenshaw_curtis(n: int) -> tuple[np.ndarray, np.ndarray]:
-    """The n + 1 Chebyshev points of [0, 1], rising, and weights exact for polynomials of degree n (n even).
-
-    Every other point is a node of the rule with n/2, which gives an error estimate for nothing.
-
-    References:
-        Clenshaw & Curtis (1960), Numer. Math. 2; weights as in Trefethen (2008), SIAM Review 50, program clencurt.m.
-
-    Example:
-        >>> nodes, weights = clenshaw_curtis(8)
-        >>> round(float(weights @ nodes**7), 12)
-        0.125
-    """
-    if n < 2 or n % 2:
-        raise ValueError(f"n={n}: give an even number of at least 2")
-    k = np.arange(0, n + 1)
-    nodes = 0.5 * (1 - np.cos(np.pi * k / n))
-    j = np.arange(1, n // 2 + 1)
-    half = np.where(j == n // 2, 1.0, 2.0)
-    weights = 1 - (half / (4.0 * j**2 - 1) * np.cos(2 * np.pi * np.outer(k, j) / n)).sum(axis=1)
-    weights *= np.where((k == 0) | (k == n), 1.0, 2.0) / n
-    return nodes, weights / 2
+from scipy.interpolate import CubicSpline
+from scipy.special import ndtr
 
 
 def spline_weights(nodes: np.ndarray) -> np.ndarray:
-    """Weights that integrate the cubic spline through values at any rising (or falling) nodes: order 4."""
-    from scipy.interpolate import CubicSpline
+    """Weights that integrate the cubic spline through the values at any rising nodes: order 4.
 
-    sign = 1.0 if nodes[-1] > nodes[0] else -1.0
+    On equal steps it is the trapezoidal rule with corrections at the ends, so that the integral of a function that dies out at both
+    ends converges faster than any power (Trefethen & Weideman 2014, SIAM Review 56).
+
+    Example:
+        >>> nodes = np.array([0.0, 0.1, 0.4, 0.7, 1.0])
+        >>> round(float(spline_weights(nodes) @ nodes**3), 12)
+        0.25
+    """
     if len(nodes) < 4:  # a spline needs four points: the trapezoidal rule
-        weights = np.zeros(len(nodes))
-        steps = np.diff(nodes)
-        weights[:-1] += steps / 2
-        weights[1:] += steps / 2
-        return weights
-    spline = CubicSpline(sign * nodes, np.eye(len(nodes)))
-    return sign * spline.integrate(sign * nodes[0], sign * nodes[-1])
+        steps = np.diff(nodes) / 2
+        return np.append(steps, 0.0) + np.insert(steps, 0, 0.0)
+    return CubicSpline(nodes, np.eye(len(nodes))).integrate(nodes[0], nodes[-1])
+
+
+def clustered_rule(low: float, high: float, centre: float, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A rule of n nodes on [low, high] whose nodes are half uniform, half normal around `centre` with unit spread.
+
+    What the trace leaves over a Gaussian's is a bump in log-noise that dies out at both ends: at large noise the data look Gaussian, at
+    small noise flat. In a clock u in which the nodes are equally spaced the spline rule then converges spectrally, and half of the
+    nodes are put where modes are decided. Against Clenshaw-Curtis or Gauss nodes in s, whose middle is their sparsest part, errors on
+    closed-form mixtures fall by one to two orders at 65 nodes (`tests/test_likelihood.py`).
+
+    Args:
+        low: Lower end.
+        high: Upper end.
+        centre: Where nodes cluster.
+        n: Number of nodes, a multiple of 4 plus 1.
+
+    Returns:
+        Nodes, rising; weights; weights of the rule on every other node (0 between), for an error estimate.
+
+    Raises:
+        ValueError: If n is not a multiple of 4 plus 1.
+    """
+    if n < 5 or n % 4 != 1:
+        raise ValueError(f"nodes={n}: give a multiple of 4 plus 1, such as 33, 65 or 129, so that every other node makes a rule too")
+
+    def mass(s: np.ndarray) -> np.ndarray:
+        return (s - low) / (high - low) + ndtr(s - centre) - ndtr(low - centre)
+
+    def density(s: np.ndarray) -> np.ndarray:
+        return 1 / (high - low) + np.exp(-0.5 * (s - centre) ** 2) / math.sqrt(2 * math.pi)
+
+    table = np.linspace(low, high, 4097)
+    total = float(mass(np.array(high)))
+    u = np.linspace(0, total, n)
+    nodes = np.interp(u, mass(table), table)
+    for _ in range(3):  # Newton, from a guess good to 1e-6
+        nodes = np.clip(nodes - (mass(nodes) - u) / density(nodes), low, high)
+    nodes[0], nodes[-1] = low, high
+    coarse = np.zeros(n)
+    coarse[::2] = spline_weights(u[::2])
+    return nodes, spline_weights(u) / density(nodes), coarse / density(nodes)

@@ -51,7 +51,7 @@ class TorchDiffEq(Solver):
         points = sorted({*times, request.times[0], request.times[-1]}, reverse=request.times[0] > request.times[-1])
         t = torch.tensor(points, dtype=wide, device=x.device)
         grid = torch.tensor(request.times, dtype=wide, device=x.device)
-        options = {"step_t": t[1:]} if self.adaptive else {"grid_constructor": lambda f, y, s: grid}
+        options = {"step_t": t[-1:]} if self.adaptive else {"grid_constructor": lambda f, y, s: grid}
 
         def field(s: Tensor, y: Tensor) -> Tensor:
             # torchdiffeq nudges times by an ulp at the ends; the float keeps schedules off their singular side.
