@@ -78,7 +78,9 @@ class DiffusionModel(nn.Module):
     ) -> None:
         super().__init__()
         if not data_shape or any(int(n) != n or n < 1 for n in data_shape):
-            raise ValueError(f"data_shape={data_shape} is not the shape of a datum: give positive sizes, such as (2,) or (1, 8, 8)")
+            raise ValueError(
+                f"data_shape={data_shape} is not the shape of a datum: give positive sizes, such as (2,) or (1, 8, 8)"
+            )
         if prior not in ("matched", "standard"):
             raise ValueError(f'prior={prior!r} is not known: take "matched" or "standard"')
         self.network, self.process = network, process
@@ -146,12 +148,22 @@ class DiffusionModel(nn.Module):
         if prior is not None and not isinstance(prior, str):
             return prior
         moments = self.moments
-        if prior == "standard" or self.prior == "standard" and prior is None or moments is None and prior is None:
+        if (
+            prior == "standard"
+            or self.prior == "standard"
+            and prior is None
+            or moments is None
+            and prior is None
+        ):
             return StandardPrior(self.process.prior_std)
         if prior not in (None, "matched"):
-            raise ValueError(f'prior={prior!r} is not known: take "matched", "standard" or an object with log_prob and transform')
+            raise ValueError(
+                f'prior={prior!r} is not known: take "matched", "standard" or an object with log_prob and transform'
+            )
         if moments is None:
-            raise ValueError('the data\'s moments are unknown: fit the model, pass data_mean= and data_cov=, or take prior="standard"')
+            raise ValueError(
+                'the data\'s moments are unknown: fit the model, pass data_mean= and data_cov=, or take prior="standard"'
+            )
         return moments.noised(float(self.process.alpha(t)), float(self.process.sigma(t)))
 
     # -- the network and its views ------------------------------------------------------------------------------------------------
@@ -182,7 +194,9 @@ class DiffusionModel(nn.Module):
     def target(self, z_0: Tensor, eps: Tensor, t: Time) -> Tensor:
         """What the network should return for data z_0 (model units) and noise eps, both (B, *data_shape)."""
         t = torch.as_tensor(t, dtype=torch.float64, device=z_0.device)
-        p, q = (expand(c.to(z_0.dtype), z_0) for c in PREDICTIONS[self.prediction](Marginal.at(self.process, t)))
+        p, q = (
+            expand(c.to(z_0.dtype), z_0) for c in PREDICTIONS[self.prediction](Marginal.at(self.process, t))
+        )
         return p * z_0 + q * eps
 
     def _view(self, x: Tensor, t: Time, cond: Condition, view: Combination) -> Tensor:
@@ -200,7 +214,9 @@ class DiffusionModel(nn.Module):
             raise ValueError(f"t has shape {tuple(t.shape)}: give a number or a tensor of shape ({rows},)")
         slack = 1e-6 * (high - low)  # float32 times at the ends
         if not bool(((t >= low - slack) & (t <= high + slack)).all()):
-            raise ValueError(f"t lies outside [{low:g}, {high:g}], the interval of {self.process}: give times inside, or another t_min, t_max")
+            raise ValueError(
+                f"t lies outside [{low:g}, {high:g}], the interval of {self.process}: give times inside, or another t_min, t_max"
+            )
         return t.clamp(low, high)
 
     def denoise(self, x: Tensor, t: Time, cond: Condition = None) -> Tensor:
@@ -392,12 +408,21 @@ def from_callable(
         >>> model.log_prob(torch.zeros(1, 2, dtype=torch.float64)).round(decimals=4)
         tensor([-1.8379], dtype=torch.float64)
     """
-    model = _RawModel(fn if isinstance(fn, nn.Module) else CallableNetwork(fn), process, prediction, data_shape, prior=prior, scale_mode="none")
+    model = _RawModel(
+        fn if isinstance(fn, nn.Module) else CallableNetwork(fn),
+        process,
+        prediction,
+        data_shape,
+        prior=prior,
+        scale_mode="none",
+    )
     if (data_mean is None) != (data_cov is None):
         raise ValueError("only one of data_mean and data_cov was given: give both, or neither")
     if data_mean is not None and data_cov is not None:
         mean, cov = torch.as_tensor(data_mean), torch.as_tensor(data_cov)
         if mean.numel() != model.dim or cov.shape not in ((), (model.dim,), (model.dim, model.dim)):
-            raise ValueError(f"data_mean {tuple(mean.shape)} and data_cov {tuple(cov.shape)} do not fit data_shape={model.data_shape}")
+            raise ValueError(
+                f"data_mean {tuple(mean.shape)} and data_cov {tuple(cov.shape)} do not fit data_shape={model.data_shape}"
+            )
         model.moments = Moments.of(mean.detach().cpu(), cov.detach().cpu())
     return model

@@ -75,7 +75,9 @@ class GaussianPrior:
 
     def transform(self, normal: Tensor) -> Tensor:
         """Standard normals (B, d) turned into draws (B, d)."""
-        basis, mean, variances, rest = (v.to(normal.dtype) for v in (self.basis, self.mean, self.variances, self.rest))
+        basis, mean, variances, rest = (
+            v.to(normal.dtype) for v in (self.basis, self.mean, self.variances, self.rest)
+        )
         inside = normal @ basis
         draws = mean + (inside * variances.sqrt()) @ basis.T
         if basis.shape[1] < basis.shape[0]:
@@ -106,7 +108,12 @@ class Moments:
         d = len(mean)
         cov = cov.double()
         if cov.ndim < 2:
-            return cls(mean, torch.eye(d, dtype=torch.float64), cov.expand(d).clone(), torch.zeros((), dtype=torch.float64))
+            return cls(
+                mean,
+                torch.eye(d, dtype=torch.float64),
+                cov.expand(d).clone(),
+                torch.zeros((), dtype=torch.float64),
+            )
         variances, basis = torch.linalg.eigh(0.5 * (cov + cov.T))
         if not bool((variances > -1e-9 * variances.abs().max()).all()):
             raise ValueError("data_cov has a negative eigenvalue: give a covariance matrix")
@@ -135,7 +142,10 @@ class Moments:
     def noised(self, alpha: float, sigma: float) -> GaussianPrior:
         """The Gaussian with the mean and covariance of ``alpha x_0 + sigma eps``."""
         return GaussianPrior(
-            alpha * self.mean, self.basis, alpha**2 * self.variances + sigma**2, alpha**2 * self.rest + sigma**2
+            alpha * self.mean,
+            self.basis,
+            alpha**2 * self.variances + sigma**2,
+            alpha**2 * self.rest + sigma**2,
         )
 
 

@@ -80,7 +80,14 @@ class Run:
         return cls(solver, span, options, eta, seed, model.prior_at(span[1], prior), on_failure)
 
     def carry(
-        self, model: DiffusionModel, z: Tensor, cond: Condition, indices: Tensor, *, up: bool = False, **extra: Any
+        self,
+        model: DiffusionModel,
+        z: Tensor,
+        cond: Condition,
+        indices: Tensor,
+        *,
+        up: bool = False,
+        **extra: Any,
     ) -> Solution:
         """Solve for states z (B, *E) from t_max to t_min, or up from t_min to t_max."""
         options = dict(self.options)
@@ -98,7 +105,10 @@ class Run:
         message = solution.describe_failure()
         if self.on_failure == "raise":
             raise SolverError(message, solution)
-        warnings.warn(message + '; their rows hold the last state reached (on_failure="raise" makes this an error)', stacklevel=4)
+        warnings.warn(
+            message + '; their rows hold the last state reached (on_failure="raise" makes this an error)',
+            stacklevel=4,
+        )
 
 
 def check_span(model: DiffusionModel, span: tuple[float, float] | None) -> tuple[float, float]:
@@ -129,7 +139,9 @@ def rows_of(n: int, indices: Any) -> Tensor:
         return torch.arange(n)
     indices = torch.as_tensor(indices)
     if indices.shape != (n,) or indices.is_floating_point():
-        raise ValueError(f"indices has shape {tuple(indices.shape)} and dtype {indices.dtype}: give {n} integers, one a sample")
+        raise ValueError(
+            f"indices has shape {tuple(indices.shape)} and dtype {indices.dtype}: give {n} integers, one a sample"
+        )
     return indices
 
 
@@ -208,9 +220,21 @@ def sample(
     if isinstance(n, bool) or int(n) != n or n < 1:
         raise ValueError(f"n={n} is not a number of samples: give a whole number of at least 1")
     if return_log_prob and (denoise or return_solution):
-        raise TypeError("return_log_prob goes with neither denoise (no known density) nor return_solution: ask for one at a time")
+        raise TypeError(
+            "return_log_prob goes with neither denoise (no known density) nor return_solution: ask for one at a time"
+        )
     run = Run.of(
-        model, solver, t_span=t_span, steps=steps, grid=grid, rtol=rtol, atol=atol, eta=eta, seed=seed, prior=prior, on_failure=on_failure
+        model,
+        solver,
+        t_span=t_span,
+        steps=steps,
+        grid=grid,
+        rtol=rtol,
+        atol=atol,
+        eta=eta,
+        seed=seed,
+        prior=prior,
+        on_failure=on_failure,
     )
     own_dtype, device = state_dtype(model)
     rows, cond = rows_of(n, indices), units.expand_condition(cond, n)
@@ -233,7 +257,9 @@ def sample(
     return (solution.x, solution) if return_solution else solution.x
 
 
-def draw_prior(model: DiffusionModel, run: Run, rows: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+def draw_prior(
+    model: DiffusionModel, run: Run, rows: Tensor, dtype: torch.dtype, device: torch.device
+) -> Tensor:
     """Draws of the prior for the named samples, in model units, (B, *data_shape)."""
     z = normal(run.seed, rows, Stream.PRIOR, 0, (model.dim,), dtype, device)
     return run.prior.transform(z).reshape(-1, *model.data_shape)
@@ -251,14 +277,22 @@ def _finish(model: DiffusionModel, run: Run, solution: Solution, cond: Condition
 def join(parts: list[Solution]) -> Solution:
     """Solutions of consecutive rows as one."""
     fields = ("x", "t", "nfe", "accepted", "rejected", "status", "error")
-    joined = {f: None if getattr(parts[0], f) is None else torch.cat([getattr(p, f) for p in parts]) for f in fields}
+    joined = {
+        f: None if getattr(parts[0], f) is None else torch.cat([getattr(p, f) for p in parts]) for f in fields
+    }
     path = None if parts[0].path is None else torch.cat([p.path for p in parts if p.path is not None], dim=1)
     return Solution(path=path, **joined)  # type: ignore[arg-type]
 
 
 @torch.no_grad()
 def encode(
-    model: DiffusionModel, x: Tensor, solver: str | Solver = "dopri5", *, cond: Any = None, batch_size: int | None = None, **options: Any
+    model: DiffusionModel,
+    x: Tensor,
+    solver: str | Solver = "dopri5",
+    *,
+    cond: Any = None,
+    batch_size: int | None = None,
+    **options: Any,
 ) -> Tensor:
     """Carry data to latents along the probability flow.
 
@@ -290,7 +324,13 @@ def encode(
 
 @torch.no_grad()
 def decode(
-    model: DiffusionModel, z: Tensor, solver: str | Solver = "dopri5", *, cond: Any = None, batch_size: int | None = None, **options: Any
+    model: DiffusionModel,
+    z: Tensor,
+    solver: str | Solver = "dopri5",
+    *,
+    cond: Any = None,
+    batch_size: int | None = None,
+    **options: Any,
 ) -> Tensor:
     """Carry latents at t_max to data along the probability flow; the inverse of :func:`encode`, arguments alike.
 
@@ -310,7 +350,14 @@ def decode(
 
 
 def _transport(
-    model: DiffusionModel, z: Tensor, solver: str | Solver, cond: Any, batch_size: int | None, options: dict[str, Any], *, up: bool
+    model: DiffusionModel,
+    z: Tensor,
+    solver: str | Solver,
+    cond: Any,
+    batch_size: int | None,
+    options: dict[str, Any],
+    *,
+    up: bool,
 ) -> Tensor:
     run = Run.of(model, solver, eta=0.0, **options)
     rows, cond = torch.arange(len(z)), units.expand_condition(cond, len(z))

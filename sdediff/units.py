@@ -25,12 +25,16 @@ def check_batch(x: Any, data_shape: tuple[int, ...], what: str, *, any_size: boo
         given = f"a tensor of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
         raise ValueError(f"{what} is {given}: give a floating-point tensor, such as {what}.float()")
     if x.shape[1:] != data_shape or x.ndim == 0:
-        raise ValueError(f"{what} has shape {tuple(x.shape)}: give (B, {', '.join(map(str, data_shape))}), the model's data_shape with a batch in front")
+        raise ValueError(
+            f"{what} has shape {tuple(x.shape)}: give (B, {', '.join(map(str, data_shape))}), the model's data_shape with a batch in front"
+        )
     if not any_size and len(x) == 0:
         raise ValueError(f"{what} is empty: give at least one row")
     finite = torch.isfinite(x).flatten(1).all(dim=1)
     if not bool(finite.all()):
-        raise ValueError(f"{what} has NaN or infinite values, first in row {int((~finite).nonzero()[0])}: remove or fill those rows")
+        raise ValueError(
+            f"{what} has NaN or infinite values, first in row {int((~finite).nonzero()[0])}: remove or fill those rows"
+        )
 
 
 def expand_condition(cond: Any, rows: int) -> Any:
@@ -44,7 +48,9 @@ def expand_condition(cond: Any, rows: int) -> Any:
         return cond
     if len(cond) == 1:
         return cond.expand(rows, *cond.shape[1:])
-    raise ValueError(f"cond has {len(cond)} rows for {rows} samples: give one a sample, or a single one for all")
+    raise ValueError(
+        f"cond has {len(cond)} rows for {rows} samples: give one a sample, or a single one for all"
+    )
 
 
 def learn(x: Tensor, mode: str) -> tuple[Tensor, Tensor]:
@@ -64,5 +70,7 @@ def learn(x: Tensor, mode: str) -> tuple[Tensor, Tensor]:
     constant = (scale <= 1e-12 * shift.abs().clamp(min=1e-300)).reshape(-1).nonzero().flatten().tolist()
     if constant:
         where = "the data are" if mode == "scalar" else f"{mode} {constant[0]} is"
-        raise ValueError(f"{where} constant and cannot be scaled to unit variance: leave it out, or add noise to it")
+        raise ValueError(
+            f"{where} constant and cannot be scaled to unit variance: leave it out, or add noise to it"
+        )
     return shift, scale

@@ -79,7 +79,9 @@ def _begin(solver: AdaptiveRungeKutta, problem: Problem, x: Tensor, start: float
     return _Active(row, t, h, x, slope, torch.ones_like(t), *counts, error=x.new_zeros(len(x)))
 
 
-def _first_step(solver: AdaptiveRungeKutta, problem: Problem, t: Tensor, x: Tensor, slope: Tensor, end: float) -> Tensor:
+def _first_step(
+    solver: AdaptiveRungeKutta, problem: Problem, t: Tensor, x: Tensor, slope: Tensor, end: float
+) -> Tensor:
     span = end - float(t[0])
     size, speed = _norm(x, x, x, solver), _norm(slope, x, x, solver)
     guess = torch.where((size < 1e-5) | (speed < 1e-5), 1e-6, 0.01 * size / speed).clamp(max=abs(span))
@@ -90,7 +92,9 @@ def _first_step(solver: AdaptiveRungeKutta, problem: Problem, t: Tensor, x: Tens
     steep = torch.maximum(speed, bend)
     step = torch.where(steep <= 1e-15, (1e-3 * guess).clamp(min=1e-6), (0.01 / steep) ** (1 / solver.order))
     # NaN or an infinite slope: a small first step, whose rejection then says so.
-    step = torch.nan_to_num(torch.minimum(100 * guess, step), nan=0.0).clamp(min=1e-6 * abs(span), max=abs(span))
+    step = torch.nan_to_num(torch.minimum(100 * guess, step), nan=0.0).clamp(
+        min=1e-6 * abs(span), max=abs(span)
+    )
     return math.copysign(1.0, span) * step
 
 
@@ -102,7 +106,15 @@ def _norm(value: Tensor, x: Tensor, x_new: Tensor, solver: AdaptiveRungeKutta) -
         return rms if x.device.type == "mps" else rms.double()
 
 
-def _advance(active: _Active, solver: AdaptiveRungeKutta, accept: Tensor, ratio: Tensor, x_new: Tensor, last: Tensor, end: float) -> None:
+def _advance(
+    active: _Active,
+    solver: AdaptiveRungeKutta,
+    accept: Tensor,
+    ratio: Tensor,
+    x_new: Tensor,
+    last: Tensor,
+    end: float,
+) -> None:
     """Take the accepted steps and propose the next ones."""
     order = solver.order
     # The PI memory is the last accepted error; after a rejection the step must not grow.
@@ -118,9 +130,15 @@ def _advance(active: _Active, solver: AdaptiveRungeKutta, accept: Tensor, ratio:
     remaining = end - active.t
     step = active.h * growth
     # A step that would leave a sliver behind is stretched or halved; none passes the end.
-    step = torch.where(step.abs() >= remaining.abs(), remaining, torch.where(2 * step.abs() > remaining.abs(), remaining / 2, step))
+    step = torch.where(
+        step.abs() >= remaining.abs(),
+        remaining,
+        torch.where(2 * step.abs() > remaining.abs(), remaining / 2, step),
+    )
     # t + h must hit the end exactly, else a sliver of rounding remains.
-    arrived = remaining.abs() <= 4 * torch.finfo(remaining.dtype).eps * torch.maximum(active.t.abs(), torch.full_like(remaining, abs(end)))
+    arrived = remaining.abs() <= 4 * torch.finfo(remaining.dtype).eps * torch.maximum(
+        active.t.abs(), torch.full_like(remaining, abs(end))
+    )
     active.t = torch.where(arrived, end, active.t)
     active.h = step
 
@@ -142,7 +160,9 @@ class _Result:
         self.x, self.estimates = x.clone(), request.dual is not None
         self.values: dict[str, Tensor] = {}
         save_at = request.save_at
-        self.save_at = None if save_at is None else torch.tensor(save_at, dtype=torch.float64, device=x.device)
+        self.save_at = (
+            None if save_at is None else torch.tensor(save_at, dtype=torch.float64, device=x.device)
+        )
         self.path = None
         if self.save_at is not None:
             self.path = x.new_full((len(self.save_at), *x.shape), math.nan)
@@ -159,7 +179,9 @@ class _Result:
             return
         if dense is None:
             raise TypeError("this method has no dense output: save on a fixed grid, or take dopri5")
-        powers = theta[when, who, None].to(self.path.dtype) ** torch.arange(1, len(dense[0]) + 1, device=theta.device)
+        powers = theta[when, who, None].to(self.path.dtype) ** torch.arange(
+            1, len(dense[0]) + 1, device=theta.device
+        )
         weights = powers @ torch.tensor(dense, dtype=self.path.dtype, device=theta.device).T
         slope = sum(expand(weights[:, i], k[0]) * k[i][who] for i in range(len(dense)) if any(dense[i]))
         value = active.x[who] + expand(active.h[who].to(self.path.dtype), active.x) * slope
@@ -168,7 +190,10 @@ class _Result:
     def finish(self, active: _Active, status: Tensor, done: Tensor) -> None:
         rows = active.row[done]
         self.x = self.x.index_put((rows,), active.x[done])
-        for name, value in {"status": status, **{n: getattr(active, n) for n in ("t", "nfe", "accepted", "rejected", "error")}}.items():
+        for name, value in {
+            "status": status,
+            **{n: getattr(active, n) for n in ("t", "nfe", "accepted", "rejected", "error")},
+        }.items():
             whole = self.values.setdefault(name, value.new_zeros(len(self.x)))
             self.values[name] = whole.index_put((rows,), value[done])
 

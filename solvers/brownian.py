@@ -72,7 +72,9 @@ class BrownianPath:
         a, b = self.direction * t, self.direction * t_next
         slack = 1e-9 * (self.times[-1] - self.times[0])
         if not (self.times[0] - slack <= a <= b <= self.times[-1] + slack):
-            raise ValueError(f"the path runs from {self.times[0]:g} to {self.times[-1]:g}: [{a:g}, {b:g}] is not a part of it")
+            raise ValueError(
+                f"the path runs from {self.times[0]:g} to {self.times[-1]:g}: [{a:g}, {b:g}] is not a part of it"
+            )
         first, last = self._cell(a), self._cell(b)
         if first == last:
             return self._until(first, b).after(self._until(first, a))

@@ -47,7 +47,9 @@ class Langevin(Corrector):
 
     def __init__(self, snr: float = 0.16, iterations: int = 1) -> None:
         if not (snr > 0 and iterations >= 1):
-            raise ValueError(f"snr={snr}, iterations={iterations}: give a positive snr and at least one iteration")
+            raise ValueError(
+                f"snr={snr}, iterations={iterations}: give a positive snr and at least one iteration"
+            )
         self.snr, self.iterations = snr, iterations
 
     def correct(self, problem: SemiLinear, t: Time, x: Tensor, noise: Noise) -> Tensor:
@@ -109,7 +111,9 @@ class PredictorCorrector(StepSolver):
 
     def __init__(self, predictor: StepSolver, corrector: Corrector) -> None:
         if not isinstance(predictor, StepSolver):
-            raise TypeError(f'{predictor!r} does not step on a fixed grid: take a predictor that does, such as "euler-maruyama"')
+            raise TypeError(
+                f'{predictor!r} does not step on a fixed grid: take a predictor that does, such as "euler-maruyama"'
+            )
         self.predictor, self.corrector = predictor, corrector
         self.batch_coupled = predictor.batch_coupled or corrector.batch_coupled
         self.default_steps, self.default_eta = predictor.default_steps, predictor.default_eta

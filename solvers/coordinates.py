@@ -89,7 +89,9 @@ def in_gaussian_coordinates(
     save_at = request.save_at and tuple(ends.get(t, coordinates.clock(t)) for t in request.save_at)
     dual = request.dual and _dual(request, coordinates)
     inner = replace(request, times=tuple(clock), save_at=save_at, dual=dual)
-    solution = solve(_ClockODE(coordinates.drift, problem.per_sample), coordinates.to_y(request.times[0], x), inner)
+    solution = solve(
+        _ClockODE(coordinates.drift, problem.per_sample), coordinates.to_y(request.times[0], x), inner
+    )
     t = torch.where(solution.ok, request.times[-1], problem.process.time(-solution.t))
     path = None
     if solution.path is not None and request.save_at is not None:

@@ -17,7 +17,12 @@ def check_steps(n: int) -> int:
     return int(n)
 
 
-def _grid(process: Schedule, n: int, span: tuple[float, float] | None, times: Callable[[Tensor, float, float], Tensor]) -> Tensor:
+def _grid(
+    process: Schedule,
+    n: int,
+    span: tuple[float, float] | None,
+    times: Callable[[Tensor, float, float], Tensor],
+) -> Tensor:
     start, end = (process.t_max, process.t_min) if span is None else span
     grid = times(torch.linspace(0, 1, check_steps(n) + 1, dtype=torch.float64), start, end)
     grid[0], grid[-1] = start, end  # exactly, whatever the round trip through lam did

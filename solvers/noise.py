@@ -132,7 +132,11 @@ def _normals(keys: Tensor, counter: int, blocks: int, shape: Sequence[int], dtyp
     """Draws counter .. counter + blocks - 1, (blocks, B, *shape), contiguous."""
     size = math.prod(shape)
     pairs = (size + 1) // 2
-    u = _uniforms(keys, 2 * pairs * counter, 2 * pairs * blocks, _working(dtype)).reshape(-1, blocks, 2, pairs).transpose(0, 1)
+    u = (
+        _uniforms(keys, 2 * pairs * counter, 2 * pairs * blocks, _working(dtype))
+        .reshape(-1, blocks, 2, pairs)
+        .transpose(0, 1)
+    )
     radius = u[:, :, 0].log().mul_(-2).sqrt_()
     angle = u[:, :, 1].mul(2 * math.pi)
     z = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=-1)

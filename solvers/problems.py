@@ -160,7 +160,9 @@ class SemiLinear:
 
     def __post_init__(self) -> None:
         if not callable(self.eta) and not self.eta >= 0:
-            raise ValueError(f"eta={self.eta} is negative: give 0 (the ODE), 1 (the reverse SDE) or a value between or beyond")
+            raise ValueError(
+                f"eta={self.eta} is negative: give 0 (the ODE), 1 (the reverse SDE) or a value between or beyond"
+            )
 
     @property
     def deterministic(self) -> bool:
@@ -173,14 +175,19 @@ class SemiLinear:
         """This problem with its coefficients at `times` computed at once in float64, to be looked up as Python floats."""
         keys = list(dict.fromkeys(times))
         columns = [c.tolist() for c in self._compute(torch.tensor(keys, dtype=torch.float64))]
-        return replace(self, _table=dict(zip(keys, (Coefficients(*row) for row in zip(*columns, strict=True)), strict=True)))
+        return replace(
+            self,
+            _table=dict(zip(keys, (Coefficients(*row) for row in zip(*columns, strict=True)), strict=True)),
+        )
 
     def at(self, t: Time, x: Tensor) -> Coefficients:
         """The coefficients at time t, ready to multiply x."""
         if isinstance(t, Tensor):
             return Coefficients(*(expand(c.to(x.dtype), x) for c in self._compute(t.double())))
         if t not in self._table:
-            self._table[t] = Coefficients(*(float(c) for c in self._compute(torch.tensor(t, dtype=torch.float64))))
+            self._table[t] = Coefficients(
+                *(float(c) for c in self._compute(torch.tensor(t, dtype=torch.float64)))
+            )
         return self._table[t]
 
     def _compute(self, t: Tensor) -> tuple[Tensor, ...]:

@@ -127,7 +127,9 @@ def get(name: str, **options: Any) -> Solver:
         for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
             factories[name] = point.load()
     if name not in factories:
-        near = difflib.get_close_matches(name.lower(), available(), n=3, cutoff=0.4) or ["solvers.available() for all names"]
+        near = difflib.get_close_matches(name.lower(), available(), n=3, cutoff=0.4) or [
+            "solvers.available() for all names"
+        ]
         raise ValueError(f"there is no solver named {name!r}: did you mean {' or '.join(near)}?")
     return factories[name](**options)
 
@@ -142,7 +144,9 @@ def resolve(solver: str | Solver, rtol: float | None = None, atol: float | None 
     if isinstance(solver, str):
         solver = get(solver)
     if not isinstance(solver, Solver):
-        raise TypeError(f'solver={solver!r} is neither a name nor a solver: give "dopri5", or an object such as solvers.Dopri5()')
+        raise TypeError(
+            f'solver={solver!r} is neither a name nor a solver: give "dopri5", or an object such as solvers.Dopri5()'
+        )
     tolerances = {k: v for k, v in (("rtol", rtol), ("atol", atol)) if v is not None}
     if not tolerances:
         return solver

@@ -45,16 +45,22 @@ class Tableau:
     def __post_init__(self) -> None:
         stages = len(self.b)
         if len(self.c) != stages or [len(row) for row in self.a] != list(range(stages)):
-            raise ValueError(f"a tableau of {stages} stages needs {stages} nodes and rows of 0, 1, ..., {stages - 1} entries")
+            raise ValueError(
+                f"a tableau of {stages} stages needs {stages} nodes and rows of 0, 1, ..., {stages - 1} entries"
+            )
         close = lambda p, q: math.isclose(p, q, rel_tol=1e-12, abs_tol=1e-12)  # noqa: E731
         if not all(close(sum(row), node) for row, node in zip(self.a, self.c, strict=True)):
             raise ValueError("each row of a tableau must sum to its node c_i")
         powers = range(1, self.order + 1)
-        if not all(close(sum(b * c ** (q - 1) for b, c in zip(self.b, self.c, strict=True)), 1 / q) for q in powers):
+        if not all(
+            close(sum(b * c ** (q - 1) for b, c in zip(self.b, self.c, strict=True)), 1 / q) for q in powers
+        ):
             raise ValueError(f"the weights do not meet the quadrature conditions of order {self.order}")
         if self.b_error is not None and not close(sum(self.b_error), 0.0):
             raise ValueError("the error weights must sum to 0")
-        if self.dense is not None and not all(close(sum(row), b) for row, b in zip(self.dense, self.b, strict=True)):
+        if self.dense is not None and not all(
+            close(sum(row), b) for row, b in zip(self.dense, self.b, strict=True)
+        ):
             raise ValueError("the dense output must end in the solution")
 
     @property
@@ -65,7 +71,9 @@ class Tableau:
 
 EULER = Tableau(1, (0.0,), ((),), (1.0,))
 HEUN = Tableau(2, (0.0, 1.0), ((), (1.0,)), (0.5, 0.5), b_error=(-0.5, 0.5))
-RK4 = Tableau(4, (0.0, 0.5, 0.5, 1.0), ((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6))
+RK4 = Tableau(
+    4, (0.0, 0.5, 0.5, 1.0), ((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6)
+)
 # Dormand & Prince (1980), J. Comput. Appl. Math. 6, table 2; dense output of Shampine (1986), Math. Comp. 46, with theta's powers collected.
 DOPRI5 = Tableau(
     order=5,
@@ -106,7 +114,9 @@ def combine(x: Tensor, h: Any, weights: Row, k: list[Tensor]) -> Tensor:
     return x
 
 
-def stages(tableau: Tableau, problem: Problem, t: Time, h: Time, x: Tensor, first: Tensor | None = None) -> list[Tensor]:
+def stages(
+    tableau: Tableau, problem: Problem, t: Time, h: Time, x: Tensor, first: Tensor | None = None
+) -> list[Tensor]:
     """The slopes k_i of one step; `first` when k_1 is known already."""
     wide = expand(h, x)
     k = [problem.velocity(t, x) if first is None else first]
@@ -196,13 +206,26 @@ class AdaptiveRungeKutta(Solver):
     adaptive = True
 
     def __init__(
-        self, tableau: Tableau, rtol: float = 1e-5, atol: float = 1e-5, max_nfe: int = 20_000, min_step: float = 1e-9
+        self,
+        tableau: Tableau,
+        rtol: float = 1e-5,
+        atol: float = 1e-5,
+        max_nfe: int = 20_000,
+        min_step: float = 1e-9,
     ) -> None:
         if tableau.b_error is None:
-            raise ValueError("an adaptive method needs a tableau with error weights: give b_error, or use RungeKutta")
+            raise ValueError(
+                "an adaptive method needs a tableau with error weights: give b_error, or use RungeKutta"
+            )
         if not (rtol > 0 and atol > 0):
             raise ValueError(f"rtol={rtol}, atol={atol}: give positive tolerances")
-        self.tableau, self.rtol, self.atol, self.max_nfe, self.min_step = tableau, rtol, atol, max_nfe, min_step
+        self.tableau, self.rtol, self.atol, self.max_nfe, self.min_step = (
+            tableau,
+            rtol,
+            atol,
+            max_nfe,
+            min_step,
+        )
         self.order = tableau.order  # type: ignore[misc]
 
     def integrate(self, problem: Problem, x: Tensor, request: Request) -> Solution:
@@ -237,5 +260,7 @@ class Dopri5(AdaptiveRungeKutta):
 
     order = 5
 
-    def __init__(self, rtol: float = 1e-5, atol: float = 1e-5, max_nfe: int = 20_000, min_step: float = 1e-9) -> None:
+    def __init__(
+        self, rtol: float = 1e-5, atol: float = 1e-5, max_nfe: int = 20_000, min_step: float = 1e-9
+    ) -> None:
         super().__init__(DOPRI5, rtol, atol, max_nfe, min_step)

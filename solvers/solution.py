@@ -70,7 +70,13 @@ class Solution:
 
 
 def uniform_solution(
-    x: Tensor, t: float, nfe: int, steps: int, path: Tensor | None = None, error: Tensor | None = None, failed: bool = False
+    x: Tensor,
+    t: float,
+    nfe: int,
+    steps: int,
+    path: Tensor | None = None,
+    error: Tensor | None = None,
+    failed: bool = False,
 ) -> Solution:
     """A solution in which all samples shared their steps."""
 
@@ -78,6 +84,10 @@ def uniform_solution(
         return torch.full((len(x),), value, dtype=dtype, device=x.device)
 
     finite = torch.isfinite(x.detach().reshape(len(x), -1)).all(dim=1)
-    status = torch.where(finite, full(Status.FOREIGN_FAILURE if failed else Status.OK, torch.int64), int(Status.NON_FINITE))
+    status = torch.where(
+        finite, full(Status.FOREIGN_FAILURE if failed else Status.OK, torch.int64), int(Status.NON_FINITE)
+    )
     time = full(t, torch.float32 if x.device.type == "mps" else torch.float64)
-    return Solution(x, time, full(nfe, torch.int64), full(steps, torch.int64), full(0, torch.int64), status, path, error)
+    return Solution(
+        x, time, full(nfe, torch.int64), full(steps, torch.int64), full(0, torch.int64), status, path, error
+    )

@@ -93,21 +93,29 @@ def _span(problem: Problem, t: tuple[float, float] | None) -> tuple[float, float
     return start, end
 
 
-def _times(problem: Problem, solver: Solver, t: tuple[float, float] | None, steps: int | None, grid: Grid | None) -> tuple[float, ...]:
+def _times(
+    problem: Problem, solver: Solver, t: tuple[float, float] | None, steps: int | None, grid: Grid | None
+) -> tuple[float, ...]:
     if solver.adaptive:
         if steps is not None or grid is not None:
-            raise TypeError(f"{solver.name} chooses its own steps and takes rtol= and atol=, not steps= or grid=")
+            raise TypeError(
+                f"{solver.name} chooses its own steps and takes rtol= and atol=, not steps= or grid="
+            )
         return _span(problem, t)
     if grid is not None and not isinstance(grid, str):
         if steps is not None:
-            raise TypeError("steps= and grid= were both given: a grid has its own number of steps, give one of them")
+            raise TypeError(
+                "steps= and grid= were both given: a grid has its own number of steps, give one of them"
+            )
         return _explicit(grid, t)
     start, end = _span(problem, t)
     n = check_steps(solver.default_steps if steps is None else steps)
     if isinstance(problem, SemiLinear):
         return _named(problem, grid, n, start, end)
     if grid not in (None, "uniform"):
-        raise TypeError(f'grid={grid!r} needs a SemiLinear problem, whose log-SNR is known: give times, or "uniform"')
+        raise TypeError(
+            f'grid={grid!r} needs a SemiLinear problem, whose log-SNR is known: give times, or "uniform"'
+        )
     return tuple(torch.linspace(start, end, n + 1, dtype=torch.float64).tolist())
 
 
@@ -118,7 +126,9 @@ def _named(problem: SemiLinear, grid: str | None, n: int, start: float, end: flo
     elif grid in GRIDS:
         times = GRIDS[grid](process, n, falling)
     else:
-        raise ValueError(f"there is no grid named {grid!r}: take one of {', '.join(GRIDS)}, or give the times")
+        raise ValueError(
+            f"there is no grid named {grid!r}: take one of {', '.join(GRIDS)}, or give the times"
+        )
     return tuple((times if start > end else times.flip(0)).tolist())
 
 
@@ -128,17 +138,27 @@ def _explicit(grid: Tensor | Sequence[float], t: tuple[float, float] | None) -> 
     if len(times) < 2 or not (all(r > 0 for r in rises) or all(r < 0 for r in rises)):
         raise ValueError("grid must hold at least two times, strictly rising or strictly falling")
     if t is not None and (times[0], times[-1]) != (float(t[0]), float(t[1])):
-        raise ValueError(f"the grid runs from {times[0]:g} to {times[-1]:g} and t from {t[0]:g} to {t[1]:g}: leave t out, or let them agree")
+        raise ValueError(
+            f"the grid runs from {times[0]:g} to {times[-1]:g} and t from {t[0]:g} to {t[1]:g}: leave t out, or let them agree"
+        )
     return tuple(times)
 
 
-def _save_times(solver: Solver, times: tuple[float, ...], save_at: Tensor | Sequence[float] | None) -> tuple[float, ...] | None:
+def _save_times(
+    solver: Solver, times: tuple[float, ...], save_at: Tensor | Sequence[float] | None
+) -> tuple[float, ...] | None:
     if save_at is None:
         return None
     wanted = tuple(torch.as_tensor(save_at, dtype=torch.float64).flatten().tolist())
     low, high = sorted((times[0], times[-1]))
-    if list(wanted) != sorted(set(wanted), reverse=times[0] > times[-1]) or not all(low <= s <= high for s in wanted):
-        raise ValueError(f"save_at must hold times between {low:g} and {high:g} in the order of the solve, each once")
+    if list(wanted) != sorted(set(wanted), reverse=times[0] > times[-1]) or not all(
+        low <= s <= high for s in wanted
+    ):
+        raise ValueError(
+            f"save_at must hold times between {low:g} and {high:g} in the order of the solve, each once"
+        )
     if not solver.adaptive and not set(wanted) <= set(times):
-        raise ValueError(f"{solver.name} keeps states at grid times only: give save_at times that are on its grid")
+        raise ValueError(
+            f"{solver.name} keeps states at grid times only: give save_at times that are on its grid"
+        )
     return wanted

@@ -85,10 +85,18 @@ class Solver(ABC):
                 'give a SemiLinear problem, or take "heun" or "euler-maruyama"'
             )
         if not self.stochastic and not is_deterministic(problem):
-            what = "an SDE" if isinstance(problem, SDE) else f"a diffusion problem with eta={getattr(problem, 'eta', None)}"
-            raise TypeError(f'{self.name} solves ODEs only and was given {what}: take "euler-maruyama", or eta=0')
+            what = (
+                "an SDE"
+                if isinstance(problem, SDE)
+                else f"a diffusion problem with eta={getattr(problem, 'eta', None)}"
+            )
+            raise TypeError(
+                f'{self.name} solves ODEs only and was given {what}: take "euler-maruyama", or eta=0'
+            )
         if isinstance(problem, SDE) and problem.noise not in self.noises:
-            raise TypeError(f'{self.name} needs {" or ".join(self.noises)} noise, not {problem.noise}: take "euler-maruyama"')
+            raise TypeError(
+                f'{self.name} needs {" or ".join(self.noises)} noise, not {problem.noise}: take "euler-maruyama"'
+            )
 
 
 class StepSolver(Solver):

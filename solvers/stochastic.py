@@ -16,7 +16,11 @@ from .solver import Step, StepSolver
 def add_noise(x: Tensor, scale: Any, h: float, z: Tensor) -> Tensor:
     """``x + scale sqrt(|h|) z``; scale a float or a tensor."""
     root = math.sqrt(abs(h))
-    return torch.addcmul(x, scale, z, value=root) if isinstance(scale, Tensor) else torch.add(x, z, alpha=scale * root)
+    return (
+        torch.addcmul(x, scale, z, value=root)
+        if isinstance(scale, Tensor)
+        else torch.add(x, z, alpha=scale * root)
+    )
 
 
 class EulerMaruyama(StepSolver):

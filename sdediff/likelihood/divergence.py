@@ -38,7 +38,9 @@ class Divergence(ABC):
         """Vector-Jacobian products a point."""
 
     @abstractmethod
-    def trace(self, function: Callable[[Tensor], Tensor], x: Tensor, rows: Tensor, node: Tensor, seed: int) -> Trace:
+    def trace(
+        self, function: Callable[[Tensor], Tensor], x: Tensor, rows: Tensor, node: Tensor, seed: int
+    ) -> Trace:
         """Trace of the Jacobian of `function` at each row of x.
 
         Args:
@@ -64,7 +66,9 @@ def _products(function: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[Tens
         return torch.zeros_like
 
     def product(v: Tensor) -> Tensor:
-        (grad,) = torch.autograd.grad(value, point, v, is_grads_batched=True, retain_graph=True, allow_unused=True)
+        (grad,) = torch.autograd.grad(
+            value, point, v, is_grads_batched=True, retain_graph=True, allow_unused=True
+        )
         return torch.zeros_like(v) if grad is None else grad
 
     return product
@@ -91,7 +95,9 @@ class Exact(Divergence):
         """One a dimension."""
         return dim
 
-    def trace(self, function: Callable[[Tensor], Tensor], x: Tensor, rows: Tensor, node: Tensor, seed: int) -> Trace:
+    def trace(
+        self, function: Callable[[Tensor], Tensor], x: Tensor, rows: Tensor, node: Tensor, seed: int
+    ) -> Trace:
         """The sum over unit vectors e_i of e_i^T J e_i; arguments as in the base class."""
         product, dim = _products(function, x), x[0].numel()
         total = x.new_zeros(len(x))
@@ -125,9 +131,13 @@ class Hutchinson(Divergence):
 
     def __post_init__(self) -> None:
         if self.probes < 1 or int(self.probes) != self.probes:
-            raise ValueError(f"probes={self.probes}: give a whole number of at least 1 (2 for a standard error)")
+            raise ValueError(
+                f"probes={self.probes}: give a whole number of at least 1 (2 for a standard error)"
+            )
         if self.distribution not in ("rademacher", "gaussian"):
-            raise ValueError(f'distribution={self.distribution!r} is not known: take "rademacher" or "gaussian"')
+            raise ValueError(
+                f'distribution={self.distribution!r} is not known: take "rademacher" or "gaussian"'
+            )
 
     def evaluations(self, dim: int) -> int:
         """One a probe."""
@@ -138,7 +148,9 @@ class Hutchinson(Divergence):
         """Probes less one."""
         return self.probes - 1
 
-    def trace(self, function: Callable[[Tensor], Tensor], x: Tensor, rows: Tensor, node: Tensor, seed: int) -> Trace:
+    def trace(
+        self, function: Callable[[Tensor], Tensor], x: Tensor, rows: Tensor, node: Tensor, seed: int
+    ) -> Trace:
         """Mean and variance over the probes; arguments as in the base class."""
         product, estimates = _products(function, x), []
         for stack in _stacks(self.probes, x):
@@ -155,5 +167,7 @@ class Hutchinson(Divergence):
             here = node == number
             counter = int(number) * self.probes + probe
             arguments = (seed, rows[here].cpu(), Stream.PROBE, counter, x.shape[1:], x.dtype, x.device)
-            out[here] = normal(*arguments) if self.distribution == "gaussian" else (uniform(*arguments) - 0.5).sign()
+            out[here] = (
+                normal(*arguments) if self.distribution == "gaussian" else (uniform(*arguments) - 0.5).sign()
+            )
         return out

@@ -104,7 +104,17 @@ def log_likelihood(
     if solver == "dopri5":
         rtol, atol = rtol or 1e-6, atol or 1e-6
     run = Run.of(
-        model, solver, t_span=t_span, steps=steps, grid=grid, rtol=rtol, atol=atol, eta=0.0, seed=seed, prior=prior, on_failure=on_failure
+        model,
+        solver,
+        t_span=t_span,
+        steps=steps,
+        grid=grid,
+        rtol=rtol,
+        atol=atol,
+        eta=0.0,
+        seed=seed,
+        prior=prior,
+        on_failure=on_failure,
     )
     run = _with_error_estimate(run)
     trace = (Exact() if model.dim <= EXACT_UP_TO else Hutchinson()) if divergence is None else divergence
@@ -124,7 +134,9 @@ def log_likelihood(
     return _assemble(model, run, trace, rule, solution, _Integral.join(integrals))
 
 
-def sample_with_log_prob(model: DiffusionModel, run: Run, z: Tensor, cond: Condition, rows: Tensor) -> SampleResult:
+def sample_with_log_prob(
+    model: DiffusionModel, run: Run, z: Tensor, cond: Condition, rows: Tensor
+) -> SampleResult:
     """Samples from latents z, and their log-density from the same path (exact trace up to 64 dimensions)."""
     trace = Exact() if model.dim <= EXACT_UP_TO else Hutchinson()
     rule = _Rule.of(model, run, DEFAULT_NODES)
@@ -141,7 +153,9 @@ def sample_with_log_prob(model: DiffusionModel, run: Run, z: Tensor, cond: Condi
 def _with_error_estimate(run: Run) -> Run:
     if not isinstance(run.solver, StepSolver) or isinstance(run.solver, StepDoubling):
         return run
-    return replace(run, solver=StepDoubling(run.solver), options={**run.options, "solver": StepDoubling(run.solver)})
+    return replace(
+        run, solver=StepDoubling(run.solver), options={**run.options, "solver": StepDoubling(run.solver)}
+    )
 
 
 def _score_weight(problem: SemiLinear) -> Any:
@@ -205,7 +219,13 @@ class _Integral:
 
 
 def _integrate(
-    model: DiffusionModel, rule: _Rule, divergence: Divergence, solution: Solution, cond: Condition, rows: Tensor, seed: int
+    model: DiffusionModel,
+    rule: _Rule,
+    divergence: Divergence,
+    solution: Solution,
+    cond: Condition,
+    rows: Tensor,
+    seed: int,
 ) -> _Integral:
     """The integral of ``d - tr dD/dx~`` over the clock for each sample; traces are batched over samples and times."""
     assert solution.path is not None
@@ -222,14 +242,24 @@ def _integrate(
         c = None if cond is None else cond[who[here]]
         problem = model.problem(0.0, c)
         t = times[node[here]]
-        trace = divergence.trace(lambda z, p=problem, s=t: p.denoise(s, z), points[here], rows.to(device)[who[here]], node[here], seed)
+        trace = divergence.trace(
+            lambda z, p=problem, s=t: p.denoise(s, z),
+            points[here],
+            rows.to(device)[who[here]],
+            node[here],
+            seed,
+        )
         parts.append(trace)
-    value, variance = (torch.cat(c).detach().to(alpha.dtype).reshape(nodes, batch) for c in zip(*parts, strict=True))
+    value, variance = (
+        torch.cat(c).detach().to(alpha.dtype).reshape(nodes, batch) for c in zip(*parts, strict=True)
+    )
     value, variance = value * alpha[:, None], variance * alpha[:, None] ** 2  # tr dD/dx~ = alpha tr dD/dx
     return _combine(model, rule, divergence, value, variance)
 
 
-def _combine(model: DiffusionModel, rule: _Rule, divergence: Divergence, trace: Tensor, variance: Tensor) -> _Integral:
+def _combine(
+    model: DiffusionModel, rule: _Rule, divergence: Divergence, trace: Tensor, variance: Tensor
+) -> _Integral:
     moments = model.moments
     level = 1.0 if moments is None else (moments.scale or 1.0) ** 2
     weights, coarse, clock = (v.to(trace) for v in (rule.weights, rule.coarse, rule.clock))
@@ -245,11 +275,18 @@ def _combine(model: DiffusionModel, rule: _Rule, divergence: Divergence, trace: 
 
 
 def _assemble(
-    model: DiffusionModel, run: Run, divergence: Divergence, rule: _Rule, solution: Solution, integral: _Integral
+    model: DiffusionModel,
+    run: Run,
+    divergence: Divergence,
+    rule: _Rule,
+    solution: Solution,
+    integral: _Integral,
 ) -> LogLikelihood:
     t_max = run.span[1]
     latent = solution.x
-    end = run.prior.log_prob(latent.flatten(1)).to(integral.value) + model.dim * torch.log(model.process.alpha(t_max)).to(integral.value)
+    end = run.prior.log_prob(latent.flatten(1)).to(integral.value) + model.dim * torch.log(
+        model.process.alpha(t_max)
+    ).to(integral.value)
     value = end + integral.value - model.log_scale.to(integral.value)
     value = torch.where(solution.ok, value, float("nan"))
     path_error = torch.full_like(value, float("nan")) if solution.error is None else solution.error.to(value)
@@ -269,5 +306,3 @@ def _assemble(
         prior=run.prior.name,
         t_span=run.span,
     )
-
-

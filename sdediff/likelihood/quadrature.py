@@ -26,7 +26,9 @@ def spline_weights(nodes: np.ndarray) -> np.ndarray:
     return CubicSpline(nodes, np.eye(len(nodes))).integrate(nodes[0], nodes[-1])
 
 
-def clustered_rule(low: float, high: float, centre: float, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def clustered_rule(
+    low: float, high: float, centre: float, n: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A rule of n nodes on [low, high] whose nodes are half uniform, half normal around `centre` with unit spread.
 
     What the trace leaves over a Gaussian's is a bump in log-noise that dies out at both ends: at large noise the data look Gaussian, at
@@ -47,7 +49,9 @@ def clustered_rule(low: float, high: float, centre: float, n: int) -> tuple[np.n
         ValueError: If n is not a multiple of 4 plus 1.
     """
     if n < 5 or n % 4 != 1:
-        raise ValueError(f"nodes={n}: give a multiple of 4 plus 1, such as 33, 65 or 129, so that every other node makes a rule too")
+        raise ValueError(
+            f"nodes={n}: give a multiple of 4 plus 1, such as 33, 65 or 129, so that every other node makes a rule too"
+        )
 
     def mass(s: np.ndarray) -> np.ndarray:
         return (s - low) / (high - low) + ndtr(s - centre) - ndtr(low - centre)

@@ -31,7 +31,9 @@ def bits_per_dim(log_prob: Tensor, dim: int, bin_width: float) -> Tensor:
         tensor([8.])
     """
     if not bin_width > 0 or dim < 1:
-        raise ValueError(f"bin_width={bin_width}, dim={dim}: give the positive width of a bin in the data's units, and a positive dim")
+        raise ValueError(
+            f"bin_width={bin_width}, dim={dim}: give the positive width of a bin in the data's units, and a positive dim"
+        )
     return -(log_prob / dim + math.log(bin_width)) / math.log(2)
 
 

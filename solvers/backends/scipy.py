@@ -57,13 +57,21 @@ class SciPy(Solver):
             return problem.velocity(time, state).detach().double().cpu().numpy().ravel()
 
         wanted = request.save_at or ()
-        points = None if request.save_at is None else [*(t for t in wanted if t != request.times[-1]), request.times[-1]]
+        points = (
+            None
+            if request.save_at is None
+            else [*(t for t in wanted if t != request.times[-1]), request.times[-1]]
+        )
         start = x.detach().double().cpu().numpy().ravel()
-        result = solve_ivp(field, request.times, start, method=self.method, t_eval=points, rtol=self.rtol, atol=self.atol)
+        result = solve_ivp(
+            field, request.times, start, method=self.method, t_eval=points, rtol=self.rtol, atol=self.atol
+        )
         states = [to_tensor(np.ascontiguousarray(column)) for column in result.y.T] or [x]
         path = None
         if points is not None:
-            lost = [torch.full_like(x, float("nan"))] * (len(points) - len(states))  # times that a failed solve never reached
+            lost = [torch.full_like(x, float("nan"))] * (
+                len(points) - len(states)
+            )  # times that a failed solve never reached
             path = torch.stack((states + lost)[: len(wanted)])
         reached = float(result.t[-1]) if len(result.t) else request.times[0]
         steps = len(result.t) - 1 if points is None else 0

@@ -9,7 +9,15 @@ from ..problems import ODE, Problem, counted
 from ..solution import Solution, uniform_solution
 from ..solver import Request, Solver
 
-_FIXED = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4, "explicit_adams": 4, "implicit_adams": 4}
+_FIXED = {
+    "euler": 1,
+    "midpoint": 2,
+    "heun2": 2,
+    "heun3": 3,
+    "rk4": 4,
+    "explicit_adams": 4,
+    "implicit_adams": 4,
+}
 _ADAPTIVE = {"dopri8": 8, "dopri5": 5, "bosh3": 3, "fehlberg2": 2, "adaptive_heun": 2}
 METHODS = (*_ADAPTIVE, *_FIXED)
 
@@ -48,7 +56,9 @@ class TorchDiffEq(Solver):
         problem, calls = counted(problem)
         wide = torch.float32 if x.device.type == "mps" else torch.float64
         times = request.save_at or ()
-        points = sorted({*times, request.times[0], request.times[-1]}, reverse=request.times[0] > request.times[-1])
+        points = sorted(
+            {*times, request.times[0], request.times[-1]}, reverse=request.times[0] > request.times[-1]
+        )
         t = torch.tensor(points, dtype=wide, device=x.device)
         grid = torch.tensor(request.times, dtype=wide, device=x.device)
         options = {"step_t": t[-1:]} if self.adaptive else {"grid_constructor": lambda f, y, s: grid}

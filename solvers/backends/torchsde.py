@@ -53,7 +53,9 @@ class TorchSDE(Solver):
         points = sorted({0, *saved, steps})
         u = torch.tensor([float(i) for i in points], dtype=torch.float64, device=x.device)
         system = _System(problem, clock, x.shape)
-        brownian = _Brownian(BrownianPath(request.noise, tuple(float(i) for i in range(steps + 1))), x.flatten(1))
+        brownian = _Brownian(
+            BrownianPath(request.noise, tuple(float(i) for i in range(steps + 1))), x.flatten(1)
+        )
         states = sdeint(system, x.flatten(1), u, bm=brownian, method=self.method, dt=1.0)
         states = states.reshape(-1, *x.shape).to(x.dtype)
         path = torch.stack([states[points.index(i)] for i in saved]) if request.save_at else None
