@@ -1,14 +1,15 @@
 """A toolkit for score-based generative modelling in continuous time.
 
-Processes, models, training by denoising score matching, sampling and exact likelihoods; the numerical solvers are the package `solvers`,
-reachable as `sdediff.solvers` too.
+Processes, models, training by denoising score matching, sampling and exact likelihoods; the numerical solvers
+are the package `solvers`, reachable as `sdediff.solvers` too.
 """
 
 import solvers
 
 if not hasattr(solvers, "SemiLinear"):  # somebody's own solvers.py stands before ours on the path
     raise ImportError(
-        f"sdediff needs its own package solvers, but {getattr(solvers, '__file__', 'another module of that name')} "
+        "sdediff needs its own package solvers, but "
+        f"{getattr(solvers, '__file__', 'another module of that name')} "
         "was imported in its place: rename that file, or start Python in another folder"
     )
 

@@ -37,20 +37,24 @@ class Preconditioning(NamedTuple):
 class DiffusionModel(nn.Module):
     r"""A diffusion model: everything that sampling and likelihood need, and nothing of how they are done.
 
-    The network is called as ``network(x, t, cond)`` (``network(x, t)`` without a condition) with input of unit scale,
-    :math:`x = z_t/\sqrt{\alpha^2+\sigma^2}`, and the noise level :math:`t = \tfrac14\ln(\sigma/\alpha)` (the c_noise of Karras et al. 2022,
-    arXiv 2206.00364, table 1), of shape (B,), for every process alike. :func:`from_callable` wraps functions of the raw ``(x_t, t)``.
+    The network is called as ``network(x, t, cond)`` (``network(x, t)`` without a condition) with input of
+    unit scale, :math:`x = z_t/\sqrt{\alpha^2+\sigma^2}`, and the noise level
+    :math:`t = \tfrac14\ln(\sigma/\alpha)` (the c_noise of Karras et al. 2022, arXiv 2206.00364, table 1), of
+    shape (B,), for every process alike. :func:`from_callable` wraps functions of the raw ``(x_t, t)``.
 
-    Public x, scores, velocities and densities are in data units, ``x_t = shift + scale (alpha z + sigma eps)``; latents are in the model's own.
+    Public x, scores, velocities and densities are in data units,
+    ``x_t = shift + scale (alpha z + sigma eps)``; latents are in the model's own.
 
     Args:
         network: A module ``(x, t[, cond]) -> like x``.
         process: The Gaussian process.
-        prediction: What the network returns: "eps", "x0", "score", "v", "velocity" or "edm" (EDM preconditioning).
+        prediction: What the network returns: "eps", "x0", "score", "v", "velocity" or "edm" (EDM
+            preconditioning).
         data_shape: Shape of one datum, without the batch.
-        prior: "matched" (moments of the noised data; where they are unknown, as before `fit`, the textbook prior) or "standard".
-        scale_mode: What :meth:`set_units` learns: "column" (a shift and scale an entry), "channel" (along the first axis), "scalar", or
-            "none". Default: "column" for vectors, "scalar" for images and signals.
+        prior: "matched" (moments of the noised data; where they are unknown, as before `fit`, the textbook
+            prior) or "standard".
+        scale_mode: What :meth:`set_units` learns: "column" (a shift and scale an entry), "channel" (along the
+            first axis), "scalar", or "none". Default: "column" for vectors, "scalar" for images and signals.
 
     Raises:
         ValueError: For an unknown prediction, prior, scale_mode, or an empty data_shape.
@@ -79,7 +83,8 @@ class DiffusionModel(nn.Module):
         super().__init__()
         if not data_shape or any(int(n) != n or n < 1 for n in data_shape):
             raise ValueError(
-                f"data_shape={data_shape} is not the shape of a datum: give positive sizes, such as (2,) or (1, 8, 8)"
+                f"data_shape={data_shape} is not the shape of a datum: give positive sizes, such as (2,) or "
+                "(1, 8, 8)"
             )
         if prior not in ("matched", "standard"):
             raise ValueError(f'prior={prior!r} is not known: take "matched" or "standard"')
@@ -91,7 +96,7 @@ class DiffusionModel(nn.Module):
         for name in Moments.__dataclass_fields__:
             self.register_buffer(f"moment_{name}", None)
 
-    # -- units --------------------------------------------------------------------------------------------------------------------
+    # -- units -----------------------------------------------------------------------------------------------
 
     @property
     def dim(self) -> int:
@@ -150,26 +155,26 @@ class DiffusionModel(nn.Module):
         moments = self.moments
         if (
             prior == "standard"
-            or self.prior == "standard"
-            and prior is None
-            or moments is None
-            and prior is None
+            or (self.prior == "standard" and prior is None)
+            or (moments is None and prior is None)
         ):
             return StandardPrior(self.process.prior_std)
         if prior not in (None, "matched"):
             raise ValueError(
-                f'prior={prior!r} is not known: take "matched", "standard" or an object with log_prob and transform'
+                f'prior={prior!r} is not known: take "matched", "standard" or an object with log_prob and '
+                "transform"
             )
         if moments is None:
             raise ValueError(
-                'the data\'s moments are unknown: fit the model, pass data_mean= and data_cov=, or take prior="standard"'
+                "the moments of the data are unknown: fit the model, pass data_mean= and data_cov=, "
+                'or take prior="standard"'
             )
         return moments.noised(float(self.process.alpha(t)), float(self.process.sigma(t)))
 
-    # -- the network and its views ------------------------------------------------------------------------------------------------
+    # -- the network and its views ---------------------------------------------------------------------------
 
     def conditioning(self, m: Marginal, t: Tensor) -> tuple[Tensor, Tensor]:
-        """``(c_in, c_noise)`` at times t: what the network's input is multiplied with, and its time argument."""
+        """``(c_in, c_noise)`` at times t: the factor of the network's input, and its time argument."""
         return 1 / m.norm, 0.25 * (torch.log(m.sigma) - torch.log(m.alpha))
 
     def coefficients(self, t: Time) -> Preconditioning:
@@ -215,7 +220,8 @@ class DiffusionModel(nn.Module):
         slack = 1e-6 * (high - low)  # float32 times at the ends
         if not bool(((t >= low - slack) & (t <= high + slack)).all()):
             raise ValueError(
-                f"t lies outside [{low:g}, {high:g}], the interval of {self.process}: give times inside, or another t_min, t_max"
+                f"t lies outside [{low:g}, {high:g}], the interval of {self.process}: give times inside, or "
+                "another t_min, t_max"
             )
         return t.clamp(low, high)
 
@@ -244,7 +250,7 @@ class DiffusionModel(nn.Module):
         return self._view(x, t, cond, lambda m: (torch.zeros_like(m.sigma), -1 / m.sigma)) / self.scale.to(x)
 
     def velocity(self, x: Tensor, t: Time, cond: Condition = None) -> Tensor:
-        """Velocity dx/dt of the probability flow, in data units per unit of time, like x; arguments as :meth:`denoise`."""
+        """Velocity dx/dt of the probability flow in data units, like x; arguments as :meth:`denoise`."""
         return self._view(x, t, cond, PREDICTIONS["velocity"]) * self.scale.to(x)
 
     def problem(self, eta: float | Callable[[Tensor], Tensor] = 0.0, cond: Condition = None) -> SemiLinear:
@@ -261,7 +267,7 @@ class DiffusionModel(nn.Module):
         centre = moments.mean.reshape(self.data_shape)
         return SemiLinear(self.process, _Denoiser(self), eta, moments.scale or 1.0, centre, per_sample)
 
-    # -- uses ---------------------------------------------------------------------------------------------------------------------
+    # -- uses ------------------------------------------------------------------------------------------------
 
     def sample(self, n: int, solver: Any = "dopri5", **options: Any) -> Any:
         """Draw samples; see :func:`sdediff.sampling.sample` for all options.
@@ -269,8 +275,8 @@ class DiffusionModel(nn.Module):
         Args:
             n: Number of samples.
             solver: A solver or its name.
-            **options: steps, grid, rtol, atol, eta, cond, seed, indices, t_span, prior, batch_size, denoise, return_log_prob, return_solution,
-                on_failure.
+            **options: steps, grid, rtol, atol, eta, cond, seed, indices, t_span, prior, batch_size, denoise,
+                return_log_prob, return_solution, on_failure.
 
         Returns:
             (n, *data_shape) in data units; with return_log_prob or return_solution a tuple.
@@ -289,7 +295,8 @@ class DiffusionModel(nn.Module):
         Args:
             x: Data in data units, (n, *data_shape).
             solver: A solver of ODEs or its name.
-            **options: steps, grid, rtol, atol, divergence, cond, seed, indices, t_span, prior, batch_size, nodes, on_failure.
+            **options: steps, grid, rtol, atol, divergence, cond, seed, indices, t_span, prior, batch_size,
+                nodes, on_failure.
         """
         from .likelihood import log_likelihood
 
@@ -333,13 +340,16 @@ class DiffusionModel(nn.Module):
     def __repr__(self) -> str:
         count = sum(p.numel() for p in self.network.parameters())
         return (
-            f"DiffusionModel({type(self.network).__name__} with {count:,} parameters, process={self.process}, "
-            f"prediction={self.prediction!r}, data_shape={self.data_shape}, prior={self.prior!r})"
+            f"DiffusionModel({type(self.network).__name__} with {count:,} parameters, "
+            f"process={self.process}, prediction={self.prediction!r}, data_shape={self.data_shape}, prior={self.prior!r})"
         )
 
 
 class _Denoiser:
-    """The model's denoiser as a solver calls it: model units, t a float on a fixed grid or float64 (B,); coefficients computed once a time."""
+    """The denoiser as a solver calls it: model units, t a float on a fixed grid, else float64 (B,).
+
+    Coefficients are computed once for each float.
+    """
 
     def __init__(self, model: DiffusionModel) -> None:
         self.model = model
@@ -387,8 +397,9 @@ def from_callable(
     """A model from any function, such as an analytic score or a network trained elsewhere.
 
     Args:
-        fn: ``fn(x, t)`` (or ``fn(x, t, cond)``) with x = x_t (B, *data_shape), unscaled, and t (B,) in the process's time, of x's dtype;
-            returns what `prediction` says, like x. A module's parameters become the model's.
+        fn: ``fn(x, t)`` (or ``fn(x, t, cond)``) with x = x_t (B, *data_shape), unscaled, and t (B,) in the
+            process's time, of x's dtype; returns what `prediction` says, like x. A module's parameters become
+            the model's.
         process: The Gaussian process.
         prediction: "score", "eps", "x0", "v", "velocity" or "edm".
         data_shape: Shape of one datum.
@@ -422,7 +433,8 @@ def from_callable(
         mean, cov = torch.as_tensor(data_mean), torch.as_tensor(data_cov)
         if mean.numel() != model.dim or cov.shape not in ((), (model.dim,), (model.dim, model.dim)):
             raise ValueError(
-                f"data_mean {tuple(mean.shape)} and data_cov {tuple(cov.shape)} do not fit data_shape={model.data_shape}"
+                f"data_mean {tuple(mean.shape)} and data_cov {tuple(cov.shape)} do not fit "
+                f"data_shape={model.data_shape}"
             )
         model.moments = Moments.of(mean.detach().cpu(), cov.detach().cpu())
     return model

@@ -1,8 +1,9 @@
 r"""What networks predict, and every conversion between predictions: once, here.
 
-A prediction is a linear combination of data and noise, :math:`F = p\,x_0 + q\,\epsilon`, with p and q functions of time. Together with
-:math:`x_t = \alpha x_0 + \sigma\epsilon` it determines both, so any other combination :math:`P x_0 + Q \epsilon` (a view: the score, the
-denoiser, the velocity ...) is again linear in what the network was given and what it returned:
+A prediction is a linear combination of data and noise, :math:`F = p\,x_0 + q\,\epsilon`, with p and q
+functions of time. Together with :math:`x_t = \alpha x_0 + \sigma\epsilon` it determines both, so any other
+combination :math:`P x_0 + Q \epsilon` (a view: the score, the denoiser, the velocity ...) is again linear in
+what the network was given and what it returned:
 
 .. math:: P x_0 + Q\epsilon = \frac{(Q p - P q)\,x_t + (P\sigma - Q\alpha)\,F}{p\,\sigma - q\,\alpha}
 """
@@ -49,9 +50,10 @@ def _zeros(m: Marginal) -> Tensor:
     return torch.zeros_like(m.alpha)
 
 
-#: name -> (p, q). v: Salimans & Ho (2022), arXiv 2202.00512, Eq. 12 (v = alpha eps - sigma x). velocity: d x_t/dt along a path, Lipman et al.
-#: (2022), arXiv 2210.02747, Eq. 15, conditional on (x0, eps). edm: the target of Karras et al. (2022), arXiv 2206.00364, Eq. 8 with
-#: sigma_data = 1, which in our symbols is (sigma x0 - alpha eps)/sqrt(alpha^2 + sigma^2).
+#: name -> (p, q). v: Salimans & Ho (2022), arXiv 2202.00512, Eq. 12 (v = alpha eps - sigma x). velocity: d
+#: x_t/dt along a path, Lipman et al. (2022), arXiv 2210.02747, Eq. 15, conditional on (x0, eps). edm: the
+#: target of Karras et al. (2022), arXiv 2206.00364, Eq. 8 with sigma_data = 1, which in our symbols is (sigma
+#: x0 - alpha eps)/sqrt(alpha^2 + sigma^2).
 PREDICTIONS: dict[str, Combination] = {
     "eps": lambda m: (_zeros(m), _ones(m)),
     "x0": lambda m: (_ones(m), _zeros(m)),

@@ -121,7 +121,7 @@ class Moments:
 
     @classmethod
     def learn(cls, z: Tensor) -> Moments:
-        """From data (N, d), N >= 2: exact up to d = 1024, low rank plus isotropic beyond (from at most 4096 rows)."""
+        """From data (N, d), N >= 2: exact up to d = 1024, beyond it low rank plus isotropic (4096 rows)."""
         z = z.double()
         mean = z.mean(dim=0)
         if z.shape[1] <= FULL_COVARIANCE:

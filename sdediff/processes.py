@@ -1,16 +1,16 @@
 r"""Gaussian processes that carry data to noise.
 
-Every process of the family is fixed by two functions of time, :math:`x_t = \alpha(t)\,x_0 + \sigma(t)\,\epsilon`. With
-:math:`\lambda = \log(\alpha/\sigma)` (half the log signal-to-noise ratio) the SDE :math:`dx = f x\,dt + g\,dW` that has these
-marginals is
+Every process of the family is fixed by two functions of time,
+:math:`x_t = \alpha(t)\,x_0 + \sigma(t)\,\epsilon`. With :math:`\lambda = \log(\alpha/\sigma)` (half the log
+signal-to-noise ratio) the SDE :math:`dx = f x\,dt + g\,dW` that has these marginals is
 
 .. math:: f = \alpha'/\alpha, \qquad g^2 = -2\,\sigma^2\,\lambda'
 
-(Kingma et al. 2021, arXiv 2107.00630, Eqs. 9-10 of appendix K in other symbols), so a process states alpha, sigma and the inverse of
-lam; drift, diffusion, marginals, transition kernels and the prior follow here, once.
+(Kingma et al. 2021, arXiv 2107.00630, Eqs. 9-10 of appendix K in other symbols), so a process states alpha,
+sigma and the inverse of lam; drift, diffusion, marginals, transition kernels and the prior follow here, once.
 
-Arithmetic is float64 whatever comes in, and the result has the dtype of the time it was given: a schedule evaluated in float32 near
-its ends is already wrong in the third digit.
+Arithmetic is float64 whatever comes in, and the result has the dtype of the time it was given: a schedule
+evaluated in float32 near its ends is already wrong in the third digit.
 """
 
 from __future__ import annotations
@@ -34,14 +34,16 @@ class GaussianProcess:
     r"""The process :math:`x_t = \alpha(t) x_0 + \sigma(t) \epsilon` of a user's own alpha and sigma.
 
     Args:
-        alpha: Signal scale; maps a float64 tensor of times to a tensor of the same shape. Positive and differentiable by autograd.
+        alpha: Signal scale; maps a float64 tensor of times to a tensor of the same shape. Positive and
+            differentiable by autograd.
         sigma: Noise scale, likewise; ``alpha/sigma`` must fall strictly with time.
         t_min: Time of the data, where sigma is small.
         t_max: Time of the prior, where ``alpha/sigma`` is small.
         time: Inverse of ``lam = log(alpha/sigma)``; found by bisection when left out.
 
     Raises:
-        ValueError: If the interval is empty, a schedule is not positive and finite on it, or lam does not fall.
+        ValueError: If the interval is empty, a schedule is not positive and finite on it, or lam does not
+            fall.
 
     Example:
         >>> import torch
@@ -75,12 +77,13 @@ class GaussianProcess:
         alpha, sigma, lam = self.alpha(probe), self.sigma(probe), self.lam(probe)
         if not bool((torch.isfinite(lam) & (alpha > 0) & (sigma > 0)).all()):
             raise ValueError(
-                f"alpha and sigma must be positive and finite on [{t_min}, {t_max}]: move t_min or t_max away from the singular end"
+                f"alpha and sigma must be positive and finite on [{t_min}, {t_max}]: move t_min or t_max "
+                "away from the singular end"
             )
         if not bool((lam.diff() < 0).all()):
             raise ValueError("alpha/sigma must fall strictly with time: data lie at t_min, noise at t_max")
 
-    # -- what a subclass states, on float64 tensors -------------------------------------------------------------------------------
+    # -- what a subclass states, on float64 tensors ----------------------------------------------------------
 
     def _alpha(self, t: Tensor) -> Tensor:
         raise TypeError("a process needs alpha: pass alpha= or define _alpha")
@@ -110,7 +113,7 @@ class GaussianProcess:
             low, high = torch.where(earlier, middle, low), torch.where(earlier, high, middle)
         return 0.5 * (low + high)
 
-    # -- the public schedule ------------------------------------------------------------------------------------------------------
+    # -- the public schedule ---------------------------------------------------------------------------------
 
     def alpha(self, t: Time) -> Tensor:
         """Signal scale alpha(t); t a float or tensor of any shape, the result of its shape and dtype."""
@@ -148,7 +151,7 @@ class GaussianProcess:
         """``g(t) = sqrt(-2 sigma^2 lam')`` of the forward SDE."""
         return _in_double(lambda s: self._sigma(s) * torch.sqrt(-2 * self._d_lam(s)), t)
 
-    # -- what follows -------------------------------------------------------------------------------------------------------------
+    # -- what follows ----------------------------------------------------------------------------------------
 
     @property
     def prior_std(self) -> float:
@@ -227,7 +230,7 @@ class GaussianProcess:
         )
 
     def default_grid(self, n: int, span: tuple[float, float] | None = None) -> Tensor:
-        """The n + 1 falling times of this process's default grid, float64, exactly from t_max to t_min (or over `span`)."""
+        """The default grid: n + 1 falling times, float64, exactly from t_max to t_min (or over `span`)."""
         return rho_grid(self, n, span)
 
     @property
@@ -282,9 +285,12 @@ class _LinearBeta(GaussianProcess):
 
 
 class VP(_LinearBeta):
-    r"""Variance-preserving process, the limit of the DDPM chain (Song et al. 2021, arXiv 2011.13456, Eqs. 11, 29, 32-33).
+    r"""Variance-preserving process, the limit of the DDPM chain (Song et al. 2021, Eqs. 11, 29, 32-33).
 
-    .. math:: \alpha = e^{-B/2}, \quad \sigma^2 = 1 - e^{-B}, \quad B(t) = \beta_{min}t + \tfrac12 t^2(\beta_{max}-\beta_{min})
+    .. math:: \alpha = e^{-B/2}, \quad \sigma^2 = 1 - e^{-B}, \quad
+              B(t) = \beta_{min}t + \tfrac12 t^2(\beta_{max}-\beta_{min})
+
+    Source: arXiv 2011.13456.
 
     Time has no unit; t_max = 1 as in the paper. Raises ValueError unless 0 < beta_min < beta_max.
 
@@ -317,7 +323,9 @@ class VP(_LinearBeta):
 
 
 class SubVP(_LinearBeta):
-    r"""Sub-variance-preserving process (Song et al. 2021, arXiv 2011.13456, Eqs. 13, 29): alpha of VP, :math:`\sigma = 1 - e^{-B}`.
+    r"""Sub-variance-preserving process (Song et al. 2021, arXiv 2011.13456, Eqs. 13, 29).
+
+    The alpha of :class:`VP`, and :math:`\sigma = 1 - e^{-B}`.
 
     Raises ValueError unless 0 < beta_min < beta_max.
 
@@ -353,8 +361,8 @@ class VE(GaussianProcess):
 
     .. math:: \alpha = 1, \qquad \sigma = \sigma_{min}(\sigma_{max}/\sigma_{min})^t
 
-    The standard deviation is sigma(t) itself (the paper's code), not :math:`\sqrt{\sigma(t)^2-\sigma(0)^2}`. Sigmas are in the model's
-    units. Raises ValueError unless 0 < sigma_min < sigma_max.
+    The standard deviation is sigma(t) itself (the paper's code), not :math:`\sqrt{\sigma(t)^2-\sigma(0)^2}`.
+    Sigmas are in the model's units. Raises ValueError unless 0 < sigma_min < sigma_max.
 
     Example:
         >>> round(float(VE().sigma(0.5)), 6)
@@ -402,9 +410,13 @@ class _Ends(GaussianProcess):
 
 
 class EDM(_Ends):
-    r"""The process of Karras et al. (2022), arXiv 2206.00364: :math:`\alpha = 1,\ \sigma = t`, so time is the noise level.
+    r"""The process of Karras et al. (2022), arXiv 2206.00364: time is the noise level.
 
-    Sigmas are in the model's units (data of standard deviation 1 there, where the paper has sigma_data = 0.5).
+    .. math:: \alpha = 1, \qquad \sigma = t
+
+
+    Sigmas are in the model's units (data of standard deviation 1 there, where the paper has sigma_data =
+    0.5).
 
     Example:
         >>> float(EDM().diffusion(2.0))
@@ -437,11 +449,12 @@ class EDM(_Ends):
 
 
 class RectifiedFlow(_Ends):
-    r"""Straight paths between data and noise (Liu et al. 2022, arXiv 2209.03003; Lipman et al. 2022, arXiv 2210.02747, Eq. 22).
+    r"""Straight paths between data and noise (Liu et al. 2022; Lipman et al. 2022, Eq. 22).
 
     .. math:: \alpha = 1 - t, \qquad \sigma = t
 
-    Data at t = 0 here; Lipman et al. run time the other way. The SDE's coefficients diverge at t = 1 (g^2 = 2t/(1-t)), hence t_max < 1.
+    Sources: arXiv 2209.03003 and arXiv 2210.02747. Data at t = 0 here; Lipman et al. run time the other way. The SDE's coefficients diverge at t = 1 (g^2 =
+    2t/(1-t)), hence t_max < 1.
 
     Example:
         >>> round(float(RectifiedFlow().diffusion(0.5)) ** 2, 9)
@@ -476,7 +489,9 @@ class RectifiedFlow(_Ends):
 
 
 class Cosine(_Ends):
-    r"""Variance-preserving cosine process (Nichol & Dhariwal 2021, arXiv 2102.09672, Eq. 17 with s = 0, in continuous time).
+    r"""Variance-preserving cosine process (Nichol & Dhariwal 2021, Eq. 17 with s = 0).
+
+    In continuous time; arXiv 2102.09672.
 
     .. math:: \alpha = \cos(\pi t/2), \qquad \sigma = \sin(\pi t/2)
 

@@ -120,7 +120,8 @@ def check_span(model: DiffusionModel, span: tuple[float, float] | None) -> tuple
     lam = process.lam(torch.tensor([low, high], dtype=torch.float64))
     if not low < high or not bool(torch.isfinite(lam).all()) or not bool(lam[0] > lam[1]):
         raise ValueError(
-            f"t_span=({low:g}, {high:g}) is not usable with {process}: give (t_min, t_max) with t_min < t_max, where alpha and sigma are positive"
+            f"t_span=({low:g}, {high:g}) is not usable with {process}: give (t_min, t_max) with t_min < "
+            "t_max, where alpha and sigma are positive"
         )
     return low, high
 
@@ -140,13 +141,14 @@ def rows_of(n: int, indices: Any) -> Tensor:
     indices = torch.as_tensor(indices)
     if indices.shape != (n,) or indices.is_floating_point():
         raise ValueError(
-            f"indices has shape {tuple(indices.shape)} and dtype {indices.dtype}: give {n} integers, one a sample"
+            f"indices has shape {tuple(indices.shape)} and dtype {indices.dtype}: give {n} integers, one a "
+            "sample"
         )
     return indices
 
 
 def state_dtype(model: DiffusionModel) -> tuple[torch.dtype, torch.device]:
-    """Dtype and device of the model's states: those of its parameters, or torch's default dtype on the units' device."""
+    """Dtype and device of the model's states: its parameters', else torch's default and the units' device."""
     for parameter in model.parameters():
         if parameter.is_floating_point():
             return parameter.dtype, parameter.device
@@ -179,8 +181,9 @@ def sample(
 ) -> Any:
     r"""Draw samples of a model.
 
-    The solver carries the prior at t_max to t_min; the result is :math:`x_{t_{min}}/\alpha(t_{min})` in data units, whose law is exactly the one
-    whose density :func:`~sdediff.likelihood.log_likelihood` reports (for an ODE solver).
+    The solver carries the prior at t_max to t_min; the result is :math:`x_{t_{min}}/\alpha(t_{min})` in data
+    units, whose law is exactly the one whose density :func:`~sdediff.likelihood.log_likelihood` reports (for
+    an ODE solver).
 
     Args:
         model: The model.
@@ -190,7 +193,8 @@ def sample(
         grid: Its times, or the name of a grid ("rho", "uniform", "log-snr").
         rtol: Relative tolerance of an adaptive solver (in coordinates of unit variance, for the native ones).
         atol: Absolute tolerance.
-        eta: 0 the probability-flow ODE, 1 the reverse SDE; the solver's own default when left out. May be a function of t.
+        eta: 0 the probability-flow ODE, 1 the reverse SDE; the solver's own default when left out. May be a
+            function of t.
         cond: Conditions, (n, ...), or one for all.
         seed: Sample i's noise is a function of (seed, indices[i]): bit for bit, whatever batch_size is.
         indices: Names of the samples, (n,) integers; 0 .. n-1 by default.
@@ -200,7 +204,8 @@ def sample(
         denoise: Return E[x_0 | x_{t_min}] instead: without the last bit of noise, but of no known density.
         return_log_prob: Also return the log-density (ODE solvers): ``x, log_prob``.
         return_solution: Also return a :class:`solvers.Solution`, its states in data units: ``x, solution``.
-        on_failure: "warn", "raise" (:class:`solvers.SolverError`) or "ignore" where a sample's solve fails; the others are not touched by it.
+        on_failure: "warn", "raise" (:class:`solvers.SolverError`) or "ignore" where a sample's solve fails;
+            the others are not touched by it.
         dtype: Of the samples; the parameters' by default.
         progress: Called with the number of finished samples after each batch.
 
@@ -221,7 +226,8 @@ def sample(
         raise ValueError(f"n={n} is not a number of samples: give a whole number of at least 1")
     if return_log_prob and (denoise or return_solution):
         raise TypeError(
-            "return_log_prob goes with neither denoise (no known density) nor return_solution: ask for one at a time"
+            "return_log_prob goes with neither denoise (no known density) nor return_solution: ask for one "
+            "at a time"
         )
     run = Run.of(
         model,
@@ -332,7 +338,7 @@ def decode(
     batch_size: int | None = None,
     **options: Any,
 ) -> Tensor:
-    """Carry latents at t_max to data along the probability flow; the inverse of :func:`encode`, arguments alike.
+    """Carry latents at t_max to data along the probability flow: the inverse of :func:`encode`.
 
     Args:
         model: The model.

@@ -26,14 +26,16 @@ def check_batch(x: Any, data_shape: tuple[int, ...], what: str, *, any_size: boo
         raise ValueError(f"{what} is {given}: give a floating-point tensor, such as {what}.float()")
     if x.shape[1:] != data_shape or x.ndim == 0:
         raise ValueError(
-            f"{what} has shape {tuple(x.shape)}: give (B, {', '.join(map(str, data_shape))}), the model's data_shape with a batch in front"
+            f"{what} has shape {tuple(x.shape)}: give (B, {', '.join(map(str, data_shape))}), the model's "
+            "data_shape with a batch in front"
         )
     if not any_size and len(x) == 0:
         raise ValueError(f"{what} is empty: give at least one row")
     finite = torch.isfinite(x).flatten(1).all(dim=1)
     if not bool(finite.all()):
         raise ValueError(
-            f"{what} has NaN or infinite values, first in row {int((~finite).nonzero()[0])}: remove or fill those rows"
+            f"{what} has NaN or infinite values, first in row {int((~finite).nonzero()[0])}: remove or fill "
+            "those rows"
         )
 
 

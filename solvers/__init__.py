@@ -1,7 +1,7 @@
 """Numerical integration of ODEs and SDEs on batches of tensors.
 
-A solver sees a problem (:class:`ODE`, :class:`SDE` or :class:`SemiLinear`), never a network or a data set; `sdediff` supplies the problems of
-diffusion models. Imports torch, never sdediff.
+A solver sees a problem (:class:`ODE`, :class:`SDE` or :class:`SemiLinear`), never a network or a data set;
+`sdediff` supplies the problems of diffusion models. Imports torch, never sdediff.
 """
 
 from .brownian import BrownianPath

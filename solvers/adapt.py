@@ -1,8 +1,9 @@
 r"""The adaptive loop. There is one; time, step, acceptance, status and cost are per sample.
 
-A step is accepted where the root mean square over the sample's own components of ``error / (atol + rtol max(|x|, |x_new|))`` is at most
-1. Steps follow the PI controller of Hairer & Wanner (1996), Solving ODEs II, section IV.2, with exponents 0.7/p and 0.4/p; the first step
-is that of Hairer, Norsett & Wanner (1993), Solving ODEs I, section II.4. Finished and failed samples leave the batch at once.
+A step is accepted where the root mean square over the sample's own components of
+``error / (atol + rtol max(|x|, |x_new|))`` is at most 1. Steps follow the PI controller of Hairer & Wanner
+(1996), Solving ODEs II, section IV.2, with exponents 0.7/p and 0.4/p; the first step is that of Hairer,
+Norsett & Wanner (1993), Solving ODEs I, section II.4. Finished and failed samples leave the batch at once.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def _first_step(
 
 
 def _norm(value: Tensor, x: Tensor, x_new: Tensor, solver: AdaptiveRungeKutta) -> Tensor:
-    """Root mean square of value / tolerance over each sample's own components, (B,), float64 where there is one."""
+    """Root mean square of value / tolerance over each sample's own components, (B,)."""
     with torch.no_grad():
         scale = torch.maximum(x.abs(), x_new.abs()).mul_(solver.rtol).add_(solver.atol)
         rms = (value / scale).flatten(1).square().mean(dim=1).sqrt_()

@@ -34,10 +34,11 @@ class _Piece:
 class BrownianPath:
     r"""W and its time integral between any two times, per sample, from a seed.
 
-    The path is built on cells, one a grid step: the increment of cell k is :math:`\sqrt{h_k}` times the STEP normal of counter k, the very
-    number a native solver draws there, so solvers driven by the path and solvers that draw their own noise follow the same path. Inside
-    a cell the pair (W, H), with H the space-time Lévy area, is refined by halving (Foster, Lyons & Oberhauser 2020, arXiv
-    1904.11871, have the law; it is written out in `_halve`). Memory does not grow.
+    The path is built on cells, one a grid step: the increment of cell k is :math:`\sqrt{h_k}` times the STEP
+    normal of counter k, the very number a native solver draws there, so solvers driven by the path and
+    solvers that draw their own noise follow the same path. Inside a cell the pair (W, H), with H the
+    space-time Lévy area, is refined by halving (Foster, Lyons & Oberhauser 2020, arXiv 1904.11871, have the
+    law; it is written out in `_halve`). Memory does not grow.
 
     Args:
         noise: Where the normals come from.
@@ -73,7 +74,8 @@ class BrownianPath:
         slack = 1e-9 * (self.times[-1] - self.times[0])
         if not (self.times[0] - slack <= a <= b <= self.times[-1] + slack):
             raise ValueError(
-                f"the path runs from {self.times[0]:g} to {self.times[-1]:g}: [{a:g}, {b:g}] is not a part of it"
+                f"the path runs from {self.times[0]:g} to {self.times[-1]:g}: [{a:g}, {b:g}] is not a part "
+                "of it"
             )
         first, last = self._cell(a), self._cell(b)
         if first == last:
@@ -113,8 +115,9 @@ class BrownianPath:
     def _halve(self, piece: _Piece, cell: int, node: int) -> tuple[_Piece, _Piece]:
         r"""The two halves, given the whole.
 
-        With H = A/h - W/2: W_left = W/2 + 3H/2 + z and H_left = H/4 - z/2 + n/2, z ~ N(0, h/16), n ~ N(0, h/12) independent, which gives
-        W_left ~ N(0, h/2) and H_left ~ N(0, h/24) independent, as they must be.
+        With H = A/h - W/2: W_left = W/2 + 3H/2 + z and H_left = H/4 - z/2 + n/2, z ~ N(0, h/16), n ~ N(0,
+        h/12) independent, which gives W_left ~ N(0, h/2) and H_left ~ N(0, h/24) independent, as they must
+        be.
         """
         h, noise = piece.h, self.noise.at(cell * (2 << _DEPTH) + node)
         z = noise.normal(Stream.BRIDGE, 0, 2) * math.sqrt(h / 16)

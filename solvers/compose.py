@@ -24,7 +24,7 @@ class Corrector(ABC):
 
     @abstractmethod
     def correct(self, problem: SemiLinear, t: Time, x: Tensor, noise: Noise) -> Tensor:
-        """Move x (B, *E) at time t towards the law of the noised data; draws come from the CORRECTOR stream."""
+        """Move x (B, *E) towards the law of the noised data at time t, drawing from the CORRECTOR stream."""
 
 
 class Langevin(Corrector):
@@ -32,14 +32,16 @@ class Langevin(Corrector):
 
     .. math:: x \leftarrow x + \tau\,s(t, x) + \sqrt{2\tau}\,z, \qquad \tau = 2\,\mathrm{snr}^2\,\sigma(t)^2
 
-    The step depends on neither batch nor shape. At snr = 0.16 the kernel alone holds a unit Gaussian's variance within 3 %.
+    The step depends on neither batch nor shape. At snr = 0.16 the kernel alone holds a unit Gaussian's
+    variance within 3 %.
 
     Args:
         snr: Signal-to-noise ratio of a step.
         iterations: Steps each time.
 
     References:
-        Song et al. (2021), arXiv 2011.13456, algorithm 5, with E|z|^2/E|s|^2 = sigma^2 in place of the norms drawn.
+        Song et al. (2021), arXiv 2011.13456, algorithm 5, with E|z|^2/E|s|^2 = sigma^2 in place of the norms
+        drawn.
 
     Raises:
         ValueError: If snr or iterations is not positive.
@@ -64,12 +66,13 @@ class Langevin(Corrector):
 
 
 class SongLangevin(Langevin):
-    r"""Langevin steps by Song's rule, for parity with published samplers: the step comes from norms averaged over the batch.
+    r"""Langevin steps by Song's rule, from norms averaged over the batch: for parity with published samplers.
 
     .. math:: \tau = 2\,(\mathrm{snr}\,\overline{\|z\|}/\overline{\|s\|})^2
 
-    A sample therefore depends on its batch-mates, and a small or single-row batch on luck: prefer :class:`Langevin`. The factor
-    1 - beta_i that the published code puts before it for VP is left at its limit, 1.
+    A sample therefore depends on its batch-mates, and a small or single-row batch on luck: prefer
+    :class:`Langevin`. The factor 1 - beta_i that the published code puts before it for VP is left at its
+    limit, 1.
 
     References:
         Song et al. (2021), arXiv 2011.13456, algorithms 4 and 5.
@@ -87,9 +90,10 @@ class SongLangevin(Langevin):
 
 
 class PredictorCorrector(StepSolver):
-    r"""A solver followed, at each arrival time, by a corrector (Song et al. 2021, arXiv 2011.13456, algorithm 1).
+    r"""A solver followed, at each arrival time, by a corrector (Song et al. 2021, algorithm 1).
 
-    The corrector sees the time just reached. Its own bias (of the order of its step) stays when the grid is refined.
+    Source: arXiv 2011.13456. The corrector sees the time just reached. Its own bias (of the order of its step) stays when the grid is
+    refined.
 
     Args:
         predictor: A fixed-grid solver.
@@ -112,7 +116,8 @@ class PredictorCorrector(StepSolver):
     def __init__(self, predictor: StepSolver, corrector: Corrector) -> None:
         if not isinstance(predictor, StepSolver):
             raise TypeError(
-                f'{predictor!r} does not step on a fixed grid: take a predictor that does, such as "euler-maruyama"'
+                f"{predictor!r} does not step on a fixed grid: take a predictor that does, such as "
+                '"euler-maruyama"'
             )
         self.predictor, self.corrector = predictor, corrector
         self.batch_coupled = predictor.batch_coupled or corrector.batch_coupled
@@ -123,7 +128,7 @@ class PredictorCorrector(StepSolver):
         self.predictor.check(problem)
 
     def stage_times(self, t: float, t_next: float) -> tuple[float, ...]:
-        return self.predictor.stage_times(t, t_next) + (t_next,)
+        return (*self.predictor.stage_times(t, t_next), t_next)
 
     def step(self, problem: Problem, t: Time, t_next: Time, x: Tensor, state: Any, noise: Noise) -> Step:
         assert isinstance(problem, SemiLinear)
@@ -135,11 +140,12 @@ class PredictorCorrector(StepSolver):
 
 
 class StepDoubling(StepSolver):
-    r"""A deterministic solver with an estimate of each step's error: one step is compared with two of half its length.
+    r"""A deterministic solver with an estimate of each step's error, from two steps of half its length.
 
     .. math:: e = (x_{two} - x_{one})\,/\,(1 - 2^{-p})
 
-    The finer result is kept. Three times the evaluations of the solver alone; history is not carried between steps.
+    The finer result is kept. Three times the evaluations of the solver alone; history is not carried between
+    steps.
 
     Args:
         solver: A fixed-grid solver of ODEs of order p.

@@ -1,8 +1,9 @@
-r"""Gaussian coordinates: where a probability-flow ODE is nearly constant, so that an adaptive solver takes few steps.
+r"""Gaussian coordinates: where a probability-flow ODE is nearly constant and adaptive steps are long.
 
-With :math:`\tilde x = x/\alpha`, :math:`\tilde\sigma = \sigma/\alpha` and the clock :math:`s = \ln\tilde\sigma = -\lambda`, the ODE of every
-process is :math:`d\tilde x/ds = \tilde x - D`. For data of mean m and variance l, :math:`y = (\tilde x - m)/q`,
-:math:`q = \sqrt{l + \tilde\sigma^2}`, has mean 0 and unit variance at all times, and
+With :math:`\tilde x = x/\alpha`, :math:`\tilde\sigma = \sigma/\alpha` and the clock
+:math:`s = \ln\tilde\sigma = -\lambda`, the ODE of every process is :math:`d\tilde x/ds = \tilde x - D`. For
+data of mean m and variance l, :math:`y = (\tilde x - m)/q`, :math:`q = \sqrt{l + \tilde\sigma^2}`, has mean 0
+and unit variance at all times, and
 
 .. math:: dy/ds = (l\,y/q - (D - m))/q,
 
@@ -50,7 +51,7 @@ class GaussianCoordinates:
         return torch.as_tensor(self.problem.centre, dtype=y.dtype, device=y.device)
 
     def to_y(self, t: float, x: Tensor) -> Tensor:
-        """y of a state x at time t."""
+        """Y of a state x at time t."""
         s = torch.tensor(self.clock(t), dtype=torch.float64)
         alpha = float(self.process.alpha(torch.tensor(t, dtype=torch.float64)))
         return (x / alpha - self.centre(x)) / float(self.spread(s))
@@ -78,7 +79,7 @@ class _ClockODE(ODE):
 def in_gaussian_coordinates(
     problem: Problem, x: Tensor, request: Request, solve: Callable[[Problem, Tensor, Request], Solution]
 ) -> Solution:
-    """Run `solve` in Gaussian coordinates where the problem has them, else as it is; the result is in x and t either way."""
+    """Run `solve` in Gaussian coordinates where the problem has them; the result is in x and t either way."""
     if not isinstance(problem, SemiLinear):
         return solve(problem, x, request)
     coordinates = GaussianCoordinates(problem)

@@ -1,4 +1,4 @@
-r"""Exponential methods: the linear part of a diffusion is integrated exactly in log-SNR, the denoiser is what is approximated."""
+r"""Exponential methods: the linear part of a diffusion is exact, only the denoiser is approximated."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class DDIM(StepSolver):
 
     .. math:: x_s = a\,x_t + (\alpha_s - \alpha_t a)\,D(t, x_t) + \sigma_s\sqrt{1 - e^{-2\eta^2 h}}\,z .
 
-    Exact when the denoiser is constant along the step. ODE order 1 at eta = 0; strong and weak order 1 otherwise. One evaluation a step.
-    eta here is the SDE family's: at eta = 1 the step is the ancestral step whatever its size, and equals DDIM's own eta = 1; between
-    0 and 1 the two interpolate differently.
+    Exact when the denoiser is constant along the step. ODE order 1 at eta = 0; strong and weak order 1
+    otherwise. One evaluation a step. eta here is the SDE family's: at eta = 1 the step is the ancestral step
+    whatever its size, and equals DDIM's own eta = 1; between 0 and 1 the two interpolate differently.
 
     References:
-        Song, Meng & Ermon (2021), arXiv 2010.02502, Eq. 12 (their alpha is our alpha^2); Lu et al. (2022), arXiv 2211.01095, Eq. 9 at
-        first order; Ho, Jain & Abbeel (2020), arXiv 2006.11239, Eq. 7.
+        Song, Meng & Ermon (2021), arXiv 2010.02502, Eq. 12 (their alpha is our alpha^2); Lu et al. (2022),
+        arXiv 2211.01095, Eq. 9 at first order; Ho, Jain & Abbeel (2020), arXiv 2006.11239, Eq. 7.
 
     Raises:
         TypeError: On a problem that is not SemiLinear.
@@ -51,7 +51,7 @@ class DDIM(StepSolver):
 
 
 class Ancestral(DDIM):
-    """The stochastic exponential step: :class:`DDIM` with eta = 1 unless told otherwise, the discrete chain's ancestral sampling.
+    """The stochastic exponential step, the discrete chain's ancestral sampling: :class:`DDIM` with eta = 1.
 
     References:
         Ho, Jain & Abbeel (2020), arXiv 2006.11239, Eqs. 6-7 and algorithm 2, with the posterior variance.

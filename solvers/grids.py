@@ -54,7 +54,10 @@ def log_snr_grid(process: Schedule, n: int, span: tuple[float, float] | None = N
 
 
 def rho_grid(process: Schedule, n: int, span: tuple[float, float] | None = None, rho: float = 7.0) -> Tensor:
-    """Equal steps of ``(sigma/alpha)^(1/rho)`` (Karras et al. 2022, arXiv 2206.00364, Eq. 5, in sigma/alpha so that it serves every process)."""
+    """Equal steps of ``(sigma/alpha)^(1/rho)`` (Karras et al. 2022, arXiv 2206.00364, Eq. 5).
+
+    In sigma/alpha, so that it serves every process.
+    """
 
     def times(u: Tensor, start: float, end: float) -> Tensor:
         a, b = (torch.exp(-process.lam(torch.tensor(s, dtype=torch.float64)) / rho) for s in (start, end))

@@ -1,8 +1,9 @@
 r"""Counter-based noise: a normal is a pure function of (seed, sample index, stream, counter).
 
-Sample i therefore gets the same noise bit for bit whatever the batch size, the chunking, the number of processes or the order of
-calls, and nothing touches torch's global generator. The words are splitmix64 (Steele, Lea & Flood 2014, "Fast splittable pseudorandom
-number generators", fig. 17), one sequence per (seed, index, stream); normals are Box & Muller's (1958).
+Sample i therefore gets the same noise bit for bit whatever the batch size, the chunking, the number of
+processes or the order of calls, and nothing touches torch's global generator. The words are splitmix64
+(Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators", fig. 17), one sequence per (seed,
+index, stream); normals are Box & Muller's (1958).
 """
 
 from __future__ import annotations
@@ -145,7 +146,7 @@ def _normals(keys: Tensor, counter: int, blocks: int, shape: Sequence[int], dtyp
 
 @dataclass(frozen=True)
 class Noise:
-    """The noise of a solve: standard normals for (stream, counter), for fixed rows, drawn a block of counters at a time.
+    """The noise of a solve: standard normals for fixed rows, drawn a block of counters at a time.
 
     Args:
         seed: Seed of the solve.
@@ -181,7 +182,7 @@ class Noise:
         return replace(self, counter=counter)
 
     def normal(self, stream: int = Stream.STEP, draw: int = 0, draws: int = 1) -> Tensor:
-        """Standard normals (B, *shape) for this step: the `draw`-th of `draws` that the step takes from the stream."""
+        """Standard normals (B, *shape) for this step: number `draw` of the `draws` it takes from the stream."""
         counter = self.counter * draws + draw
         row_bytes = 8 * len(self.indices) * math.prod(self.shape)
         steps = max(1, min(_BLOCK_STEPS, _BLOCK_BYTES // max(1, row_bytes)))

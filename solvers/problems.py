@@ -1,4 +1,4 @@
-r"""What a solver sees: an ODE, an SDE, or a semi-linear diffusion problem whose linear part is known in closed form."""
+r"""What a solver sees: an ODE, an SDE, or a semi-linear diffusion whose linear part is known."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from torch import Tensor
 
 #: ``(t, x, *per_sample) -> like x`` with t of shape () or (B,) in x's dtype.
 Field = Callable[..., Tensor]
-#: A time inside a solver: a Python float on a fixed grid, a float64 (B,) tensor where each sample has its own.
+#: A time inside a solver: a Python float on a fixed grid, a float64 (B,) tensor where each sample has its
+#: own.
 Time = float | Tensor
 
 
 class Schedule(Protocol):
-    """What a solver needs of a process ``x_t = alpha(t) x_0 + sigma(t) eps``; `sdediff` processes satisfy it."""
+    """What a solver needs of a process ``x_t = alpha x_0 + sigma eps``; `sdediff` processes satisfy it."""
 
     t_min: float
     t_max: float
@@ -55,9 +56,10 @@ class ODE:
     """The initial value problem ``dx/dt = drift(t, x)``.
 
     Args:
-        drift: ``drift(t, x, *per_sample)`` -> like x; x (B, *E), t () on a fixed grid or (B,) under an adaptive solver.
-        per_sample: Tensors with a row a sample, such as conditions; adaptive solvers drop finished samples from the batch, and the
-            rows of these with them.
+        drift: ``drift(t, x, *per_sample)`` -> like x; x (B, *E), t () on a fixed grid or (B,) under an
+            adaptive solver.
+        per_sample: Tensors with a row a sample, such as conditions; adaptive solvers drop finished samples
+            from the batch, and the rows of these with them.
 
     Example:
         >>> import torch, solvers
@@ -80,7 +82,8 @@ class SDE:
 
     Args:
         drift: ``drift(t, x, *per_sample)`` -> like x.
-        diffusion: ``diffusion(t, x, *per_sample)`` -> broadcastable against x: the diagonal of the noise matrix.
+        diffusion: ``diffusion(t, x, *per_sample)`` -> broadcastable against x: the diagonal of the noise
+            matrix.
         noise: "additive" (diffusion does not depend on x) or "diagonal" (it may).
         per_sample: Tensors with a row a sample.
 
@@ -111,7 +114,7 @@ class SDE:
 
 
 class Coefficients(NamedTuple):
-    """The schedule of a semi-linear problem at one time: Python floats on a fixed grid, broadcastable tensors otherwise."""
+    """The schedule at one time: Python floats on a fixed grid, broadcastable tensors otherwise."""
 
     alpha: Any
     sigma: Any
@@ -126,23 +129,26 @@ class Coefficients(NamedTuple):
 
 @dataclass(frozen=True)
 class SemiLinear:
-    r"""The reverse diffusion of ``x_t = alpha x_0 + sigma eps`` given its denoiser D(t, x) = E[x_0 | x_t = x].
+    r"""The reverse diffusion of ``x_t = alpha x_0 + sigma eps``, given D(t, x) = E[x_0 | x_t = x].
 
-    One family, marginals shared by all members (Song et al. 2021, arXiv 2011.13456, Eq. 13 for eta = 0 and Eq. 6 for eta = 1; the general
-    eta is Zhang & Chen 2022, arXiv 2204.13902, Eq. 6 with their lambda = eta):
+    One family, marginals shared by all members (Song et al. 2021, arXiv 2011.13456, Eq. 13 for eta = 0 and
+    Eq. 6 for eta = 1; the general eta is Zhang & Chen 2022, arXiv 2204.13902, Eq. 6 with their lambda = eta):
 
     .. math:: dx = [f x - \tfrac12(1+\eta^2) g^2 s]\,dt + \eta\,g\,d\bar W
               = [\alpha' D + \sigma' \epsilon - \eta^2\lambda'(x - \alpha D)]\,dt + \eta\,g\,d\bar W
 
-    with score :math:`s = (\alpha D - x)/\sigma^2` and :math:`\epsilon = (x-\alpha D)/\sigma`. The second form is the one evaluated: f and
-    g^2 diverge where alpha -> 0, the velocity :math:`\alpha' D + \sigma'\epsilon` does not.
+    with score :math:`s = (\alpha D - x)/\sigma^2` and :math:`\epsilon = (x-\alpha D)/\sigma`. The second form
+    is the one evaluated: f and g^2 diverge where alpha -> 0, the velocity :math:`\alpha' D + \sigma'\epsilon`
+    does not.
 
     Args:
         process: The schedule (alpha, sigma, lam, their derivatives and the inverse time(lam)).
-        denoiser: ``denoiser(t, x, *per_sample)`` -> E[x_0 | x_t = x], like x; t a Python float on a fixed grid, else float64 (B,).
-        eta: Noise level of the family: 0 the probability-flow ODE, 1 the reverse SDE, or a function of t (() float64 tensor or (B,)).
-            k-diffusion's eta is this one squared in its 2M-SDE; DDIM's differs too.
-        scale: Standard deviation of the data, about; with `centre`, their mean, it sets the coordinates of adaptive solves, nothing else.
+        denoiser: ``denoiser(t, x, *per_sample)`` -> E[x_0 | x_t = x], like x; t a Python float on a fixed
+            grid, else float64 (B,).
+        eta: Noise level of the family: 0 the probability-flow ODE, 1 the reverse SDE, or a function of t (()
+            float64 tensor or (B,)). k-diffusion's eta is this one squared in its 2M-SDE; DDIM's differs too.
+        scale: Standard deviation of the data, about; with `centre`, their mean, it sets the coordinates of
+            adaptive solves, nothing else.
         centre: Mean of the data, about, of shape (*E).
         per_sample: Tensors with a row a sample.
 
@@ -161,7 +167,8 @@ class SemiLinear:
     def __post_init__(self) -> None:
         if not callable(self.eta) and not self.eta >= 0:
             raise ValueError(
-                f"eta={self.eta} is negative: give 0 (the ODE), 1 (the reverse SDE) or a value between or beyond"
+                f"eta={self.eta} is negative: give 0 (the ODE), 1 (the reverse SDE) or a value between or "
+                "beyond"
             )
 
     @property
@@ -172,7 +179,7 @@ class SemiLinear:
     noise: Literal["additive"] = field(default="additive", init=False)
 
     def tabulate(self, times: Iterable[float]) -> SemiLinear:
-        """This problem with its coefficients at `times` computed at once in float64, to be looked up as Python floats."""
+        """This problem with its coefficients at `times` computed at once, in float64, as Python floats."""
         keys = list(dict.fromkeys(times))
         columns = [c.tolist() for c in self._compute(torch.tensor(keys, dtype=torch.float64))]
         return replace(

@@ -1,4 +1,7 @@
-"""Solvers by name. A name works wherever an object does; other packages add theirs by :func:`register` or an entry point."""
+"""Solvers by name: a name works wherever an object does.
+
+Other packages add theirs by :func:`register` or an entry point.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,8 @@ from .runge_kutta import Dopri5, Euler, Heun, RungeKutta4
 from .solver import Solver
 from .stochastic import EulerMaruyama, StochasticHeun
 
-#: Entry-point group whose members are loaded when a name is not found: ``name = "package.module:SolverClassOrFactory"``.
+#: Entry-point group whose members are loaded when a name is not found: ``name =
+#: "package.module:SolverClassOrFactory"``.
 ENTRY_POINT_GROUP = "solvers.methods"
 
 Factory = Callable[..., Solver]
@@ -77,7 +81,8 @@ def register(name: str, factory: Factory) -> None:
 
     Args:
         name: A new name.
-        factory: A solver class, or a function that returns a solver; its keyword arguments can be given to :func:`get`.
+        factory: A solver class, or a function that returns a solver; its keyword arguments can be given to
+            :func:`get`.
 
     Raises:
         ValueError: If the name is taken.
@@ -145,7 +150,8 @@ def resolve(solver: str | Solver, rtol: float | None = None, atol: float | None 
         solver = get(solver)
     if not isinstance(solver, Solver):
         raise TypeError(
-            f'solver={solver!r} is neither a name nor a solver: give "dopri5", or an object such as solvers.Dopri5()'
+            f'solver={solver!r} is neither a name nor a solver: give "dopri5", or an object such as '
+            "solvers.Dopri5()"
         )
     tolerances = {k: v for k, v in (("rtol", rtol), ("atol", atol)) if v is not None}
     if not tolerances:

@@ -1,4 +1,4 @@
-r"""Explicit Runge-Kutta methods: a method is a validated tableau, and a tableau with an embedded error is an adaptive method."""
+r"""Explicit Runge-Kutta methods: a method is a validated tableau; an embedded error makes it adaptive."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ class Tableau:
         a: Strictly lower triangular rows; row i has i entries.
         b: Weights.
         b_error: ``b - b_embedded``, for the error estimate, or None.
-        dense: Row i holds the coefficients of theta, theta^2, ... in the weight of stage i of the dense output, or None.
+        dense: Row i holds the coefficients of theta, theta^2, ... in the weight of stage i of the dense
+            output, or None.
 
     Raises:
         ValueError: If the shapes, the row sums or the quadrature conditions up to the order do not hold.
@@ -46,9 +47,10 @@ class Tableau:
         stages = len(self.b)
         if len(self.c) != stages or [len(row) for row in self.a] != list(range(stages)):
             raise ValueError(
-                f"a tableau of {stages} stages needs {stages} nodes and rows of 0, 1, ..., {stages - 1} entries"
+                f"a tableau of {stages} stages needs {stages} nodes and rows of 0, 1, ..., {stages - 1} "
+                "entries"
             )
-        close = lambda p, q: math.isclose(p, q, rel_tol=1e-12, abs_tol=1e-12)  # noqa: E731
+        close = lambda p, q: math.isclose(p, q, rel_tol=1e-12, abs_tol=1e-12)
         if not all(close(sum(row), node) for row, node in zip(self.a, self.c, strict=True)):
             raise ValueError("each row of a tableau must sum to its node c_i")
         powers = range(1, self.order + 1)
@@ -74,7 +76,8 @@ HEUN = Tableau(2, (0.0, 1.0), ((), (1.0,)), (0.5, 0.5), b_error=(-0.5, 0.5))
 RK4 = Tableau(
     4, (0.0, 0.5, 0.5, 1.0), ((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6)
 )
-# Dormand & Prince (1980), J. Comput. Appl. Math. 6, table 2; dense output of Shampine (1986), Math. Comp. 46, with theta's powers collected.
+# Dormand & Prince (1980), J. Comput. Appl. Math. 6, table 2; dense output of Shampine (1986), Math. Comp. 46,
+# with theta's powers collected.
 DOPRI5 = Tableau(
     order=5,
     c=(0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0),
@@ -135,7 +138,8 @@ class RungeKutta(StepSolver):
         >>> import torch, solvers
         >>> ralston = solvers.Tableau(2, (0.0, 2 / 3), ((), (2 / 3,)), (1 / 4, 3 / 4))
         >>> problem = solvers.ODE(lambda t, x: -x)
-        >>> sol = solvers.solve(problem, torch.ones(1, 1), t=(0.0, 1.0), solver=RungeKutta(ralston), steps=100)
+        >>> x = torch.ones(1, 1)
+        >>> sol = solvers.solve(problem, x, t=(0.0, 1.0), solver=RungeKutta(ralston), steps=100)
         >>> round(float(sol.x), 4)
         0.3679
     """
@@ -167,7 +171,7 @@ class Euler(RungeKutta):
 
 
 class Heun(RungeKutta):
-    """Heun's trapezoidal method, order 2, two evaluations a step (Karras et al. 2022's ODE sampler without its churn)."""
+    """Heun's trapezoidal method, order 2, two evaluations a step."""
 
     order = 2
     default_steps = 64
@@ -189,8 +193,9 @@ class RungeKutta4(RungeKutta):
 class AdaptiveRungeKutta(Solver):
     """An embedded Runge-Kutta pair that chooses each sample's steps from its own error.
 
-    A sample's steps, and to rounding its result, do not depend on its batch-mates. On a SemiLinear problem the solve runs in Gaussian
-    coordinates (`solvers.coordinates`), where states have unit variance: tolerances then mean the same for every process.
+    A sample's steps, and to rounding its result, do not depend on its batch-mates. On a SemiLinear problem
+    the solve runs in Gaussian coordinates (`solvers.coordinates`), where states have unit variance:
+    tolerances then mean the same for every process.
 
     Args:
         tableau: A method with error weights.

@@ -39,7 +39,8 @@ class Solution:
         rejected: Rejected steps, (B,).
         status: :class:`Status` values, (B,).
         path: States at the times asked for by `save_at`, (S, B, *E), or None.
-        error: Estimated error of the functional whose gradient was given as `dual`, (B,); nan where the solver gives none.
+        error: Estimated error of the functional whose gradient was given as `dual`, (B,); nan where the
+            solver gives none.
     """
 
     x: Tensor
@@ -61,12 +62,13 @@ class Solution:
         failed = (~self.ok).nonzero().flatten().tolist()
         row = failed[0]
         why = {
-            Status.NON_FINITE: "the state or the drift became NaN or infinite; check the model there, or take smaller steps",
-            Status.STEP_TOO_SMALL: "the step fell below min_step; loosen rtol and atol, or end the interval before the singularity",
+            Status.NON_FINITE: "the state or drift became NaN or infinite; check the model there, or take smaller steps",
+            Status.STEP_TOO_SMALL: "the step fell below min_step; loosen rtol, atol, or end before the singularity",
             Status.MAX_NFE: "max_nfe evaluations were spent; raise max_nfe, or loosen rtol and atol",
-            Status.FOREIGN_FAILURE: "the wrapped solver gave up; loosen rtol and atol or choose another solver",
+            Status.FOREIGN_FAILURE: "the wrapped solver gave up; loosen rtol and atol or take another solver",
         }[Status(int(self.status[row]))]
-        return f"{len(failed)} of {len(self.x)} samples failed, the first at row {row}, t = {float(self.t[row]):.6g}: {why}"
+        first = f"the first at row {row}, t = {float(self.t[row]):.6g}"
+        return f"{len(failed)} of {len(self.x)} samples failed, {first}: {why}"
 
 
 def uniform_solution(

@@ -15,6 +15,7 @@ from .problems import Problem, SemiLinear
 from .registry import resolve
 from .solution import Solution
 from .solver import Dual, Request, Solver
+import itertools
 
 Grid = str | Tensor | Sequence[float]
 
@@ -41,13 +42,17 @@ def solve(
         x_init: States at t[0], (B, *E), floating point.
         t: Start and end; either direction. For a SemiLinear problem the default is from t_max to t_min.
         solver: A solver or its name (:func:`solvers.available`).
-        steps: Number of steps, for fixed-grid solvers; the solver's own default when neither this nor `grid` is given.
-        grid: Times, (n+1,), for fixed-grid solvers; or for a SemiLinear problem the name of a grid ("rho", "uniform", "log-snr").
+        steps: Number of steps, for fixed-grid solvers; the solver's own default when neither this nor `grid`
+            is given.
+        grid: Times, (n+1,), for fixed-grid solvers; or for a SemiLinear problem the name of a grid ("rho",
+            "uniform", "log-snr").
         rtol: Relative tolerance, for adaptive solvers.
         atol: Absolute tolerance, for adaptive solvers.
         seed: Seed of the noise.
-        indices: Names of the samples, (B,): sample i's noise is a function of (seed, indices[i]); 0 .. B-1 by default.
-        save_at: Times at which to keep the state, in the order of the solve; on a fixed grid they must be grid times.
+        indices: Names of the samples, (B,): sample i's noise is a function of (seed, indices[i]); 0 .. B-1 by
+            default.
+        save_at: Times at which to keep the state, in the order of the solve; on a fixed grid they must be
+            grid times.
         dual: See :data:`solvers.solver.Dual`.
 
     Returns:
@@ -134,12 +139,13 @@ def _named(problem: SemiLinear, grid: str | None, n: int, start: float, end: flo
 
 def _explicit(grid: Tensor | Sequence[float], t: tuple[float, float] | None) -> tuple[float, ...]:
     times = torch.as_tensor(grid, dtype=torch.float64).flatten().tolist()
-    rises = [b - a for a, b in zip(times, times[1:], strict=False)]
+    rises = [b - a for a, b in itertools.pairwise(times)]
     if len(times) < 2 or not (all(r > 0 for r in rises) or all(r < 0 for r in rises)):
         raise ValueError("grid must hold at least two times, strictly rising or strictly falling")
     if t is not None and (times[0], times[-1]) != (float(t[0]), float(t[1])):
         raise ValueError(
-            f"the grid runs from {times[0]:g} to {times[-1]:g} and t from {t[0]:g} to {t[1]:g}: leave t out, or let them agree"
+            f"the grid runs from {times[0]:g} to {times[-1]:g} and t from {t[0]:g} to {t[1]:g}: leave t "
+            "out, or let them agree"
         )
     return tuple(times)
 

@@ -13,13 +13,14 @@ from .noise import Noise
 from .problems import SDE, Problem, SemiLinear, Time, is_deterministic
 from .solution import Solution
 
-#: ``dual(t, x, value) -> like x``: gradient, with respect to the state, of a functional whose error is to be estimated; `value` is what
-#: the problem's own function (its denoiser, or its drift) returns at (t, x). The solver sums |dual . local error| over its steps.
+#: ``dual(t, x, value) -> like x``: gradient, with respect to the state, of a functional whose error is to be
+#: estimated; `value` is what the problem's own function (its denoiser, or its drift) returns at (t, x). The
+#: solver sums |dual . local error| over its steps.
 Dual = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Step(NamedTuple):
-    """What one step returns: the new state, an estimate of its local error or None, and the solver's own memory."""
+    """What one step returns: the new state, its estimated local error or None, and the solver's memory."""
 
     x: Tensor
     error: Tensor | None = None
@@ -81,7 +82,8 @@ class Solver(ABC):
         """Raise a TypeError if this solver cannot solve the problem."""
         if self.needs_linear_part and not isinstance(problem, SemiLinear):
             raise TypeError(
-                f"{self.name} integrates the linear part of a diffusion exactly and a {type(problem).__name__} has none known: "
+                f"{self.name} integrates the linear part of a diffusion exactly and a "
+                f"{type(problem).__name__} has none known: "
                 'give a SemiLinear problem, or take "heun" or "euler-maruyama"'
             )
         if not self.stochastic and not is_deterministic(problem):
@@ -95,7 +97,8 @@ class Solver(ABC):
             )
         if isinstance(problem, SDE) and problem.noise not in self.noises:
             raise TypeError(
-                f'{self.name} needs {" or ".join(self.noises)} noise, not {problem.noise}: take "euler-maruyama"'
+                f"{self.name} needs {' or '.join(self.noises)} noise, not {problem.noise}: take "
+                '"euler-maruyama"'
             )
 
 

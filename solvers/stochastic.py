@@ -28,8 +28,8 @@ class EulerMaruyama(StepSolver):
 
     .. math:: x_{next} = x + h\,f(t, x) + g(t, x)\sqrt{|h|}\,z
 
-    Strong order 1 for additive noise (all diffusions), 1/2 for diagonal noise; weak order 1. One evaluation a step. With eta = 0 it is
-    Euler's method.
+    Strong order 1 for additive noise (all diffusions), 1/2 for diagonal noise; weak order 1. One evaluation a
+    step. With eta = 0 it is Euler's method.
 
     References:
         Kloeden & Platen (1992), Numerical Solution of Stochastic Differential Equations, section 10.2.
@@ -37,7 +37,8 @@ class EulerMaruyama(StepSolver):
     Example:
         >>> import torch, solvers
         >>> process = solvers.SDE(lambda t, x: -x, lambda t, x: torch.full_like(x, 2**0.5))
-        >>> sol = solvers.solve(process, torch.zeros(4000, 1), t=(0.0, 8.0), solver=EulerMaruyama(), steps=400, seed=0)
+        >>> x = torch.zeros(4000, 1)
+        >>> sol = solvers.solve(process, x, t=(0.0, 8.0), solver=EulerMaruyama(), steps=400, seed=0)
         >>> 0.9 < float(sol.x.var()) < 1.1
         True
     """
@@ -60,12 +61,14 @@ class StochasticHeun(StepSolver):
     r"""Heun's method for additive noise: trapezoidal drift, and the diffusion averaged over the step.
 
     .. math:: \hat x = x + h f(t, x) + g(t)\sqrt{|h|}\,z, \qquad
-              x_{next} = x + \tfrac h2 [f(t, x) + f(t_{next}, \hat x)] + \tfrac12 [g(t) + g(t_{next})]\sqrt{|h|}\,z
+              x_{next} = x + \tfrac h2 [f(t, x) + f(t_{next}, \hat x)] + \tfrac12 [g(t) +
+              g(t_{next})]\sqrt{|h|}\,z
 
     Strong order 1, weak order 2 for additive noise. Two evaluations a step. With eta = 0 it is Heun's method.
 
     References:
-        Kloeden & Platen (1992), Numerical Solution of Stochastic Differential Equations, Eq. 15.1.3, for additive noise.
+        Kloeden & Platen (1992), Numerical Solution of Stochastic Differential Equations, Eq. 15.1.3, for
+        additive noise.
     """
 
     order = 1.0

@@ -85,7 +85,8 @@ class Exact(Divergence):
 
     Example:
         >>> import torch
-        >>> Exact().trace(lambda x: x**2, torch.tensor([[1.0, 2.0]]), torch.arange(1), torch.zeros(1), 0).value
+        >>> x, row = torch.tensor([[1.0, 2.0]]), torch.arange(1)
+        >>> Exact().trace(lambda x: x**2, x, row, torch.zeros(1), 0).value
         tensor([6.])
     """
 
@@ -122,7 +123,8 @@ class Hutchinson(Divergence):
         ValueError: If there is no probe, or the distribution is unknown.
 
     References:
-        Hutchinson (1989), Commun. Stat. Simul. Comput. 18, 1059-1076; for diffusion models Song et al. (2021), arXiv 2011.13456, Eq. 40.
+        Hutchinson (1989), Commun. Stat. Simul. Comput. 18, 1059-1076; for diffusion models Song et al.
+        (2021), arXiv 2011.13456, Eq. 40.
     """
 
     probes: int = 2

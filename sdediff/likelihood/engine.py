@@ -1,17 +1,21 @@
 r"""Log-likelihood by the probability-flow ODE: a path, then an integral along it.
 
-In canonical coordinates :math:`\tilde x = x/\alpha` with clock :math:`s = \ln(\sigma/\alpha)` the flow is :math:`d\tilde x/ds = \tilde x - D`, so (the
-instantaneous change of variables, Chen et al. 2018, arXiv 1806.07366, Eq. 8; for diffusions Song et al. 2021, arXiv 2011.13456, Eq. 39)
+In canonical coordinates :math:`\tilde x = x/\alpha` with clock :math:`s = \ln(\sigma/\alpha)` the flow is
+:math:`d\tilde x/ds = \tilde x - D`, so (the instantaneous change of variables, Chen et al. 2018, arXiv
+1806.07366, Eq. 8; for diffusions Song et al. 2021, arXiv 2011.13456, Eq. 39)
 
-.. math:: \log p(\tilde x_0) = \log p_T(\tilde x_T) + \int_{s_0}^{s_T} \big(d - \mathrm{tr}\,\partial D/\partial\tilde x\big)\,ds .
+.. math:: \log p(\tilde x_0) = \log p_T(\tilde x_T)
+          + \int_{s_0}^{s_T} \big(d - \mathrm{tr}\,\partial D/\partial\tilde x\big)\,ds .
 
-The state's path does not depend on the trace: it is solved first, with forward evaluations only, and the trace is integrated at nodes along
-it. The trace of a Gaussian of the data's variance l is integrated in closed form, so only the difference from it is left to quadrature:
+The state's path does not depend on the trace: it is solved first, with forward evaluations only, and the
+trace is integrated at nodes along it. The trace of a Gaussian of the data's variance l is integrated in
+closed form, so only the difference from it is left to quadrature:
 
 .. math:: \int d - \mathrm{tr}\,J\,ds = \tfrac d2\ln\frac{l+\tilde\sigma_T^2}{l+\tilde\sigma_0^2}
           + \int \Big(\frac{d\,l}{l+\tilde\sigma^2} - \mathrm{tr}\,J\Big)ds .
 
-The error of the path enters by the identity :math:`\delta\log p = \int \mathrm{score}\cdot\mathrm{defect}\,ds`: along the flow the score is the adjoint
+The error of the path enters by the identity
+:math:`\delta\log p = \int \mathrm{score}\cdot\mathrm{defect}\,ds`: along the flow the score is the adjoint
 state of log p, so each step's local error counts with the score there, and the estimate costs no evaluation.
 """
 
@@ -63,15 +67,18 @@ def log_likelihood(
 ) -> LogLikelihood:
     r"""Log-density of data under the model's probability-flow ODE, with its errors.
 
-    It is the density at x of :math:`\tilde x = x_0 + (\sigma/\alpha)(t_{min})\,\epsilon`, the law that :func:`~sdediff.sampling.sample` draws from with an
-    ODE solver: no limit of t_min is taken and nothing is corrected.
+    It is the density at x of :math:`\tilde x = x_0 + (\sigma/\alpha)(t_{min})\,\epsilon`, the law that
+    :func:`~sdediff.sampling.sample` draws from with an ODE solver: no limit of t_min is taken and nothing is
+    corrected.
 
     Args:
         model: The model.
         x: Data in data units, (n, *data_shape).
-        solver: A solver of ODEs or its name. Along the path of an adaptive one the trace is integrated at `nodes` points of log-SNR; for
-            fixed-grid ones the grid's points are the nodes, and each step is doubled to estimate its error.
-        divergence: :class:`Exact` or :class:`Hutchinson`; by default exact up to 64 dimensions, else two Rademacher probes a node.
+        solver: A solver of ODEs or its name. Along the path of an adaptive one the trace is integrated at
+            `nodes` points of log-SNR; for fixed-grid ones the grid's points are the nodes, and each step is
+            doubled to estimate its error.
+        divergence: :class:`Exact` or :class:`Hutchinson`; by default exact up to 64 dimensions, else two
+            Rademacher probes a node.
         nodes: Quadrature points of adaptive solvers, a multiple of 4 plus 1.
         steps: Steps of a fixed-grid solver.
         grid: Its times, or the name of a grid.
@@ -168,7 +175,7 @@ def _score_weight(problem: SemiLinear) -> Any:
 
 @dataclass(frozen=True)
 class _Rule:
-    """Quadrature in the clock s: rising times, weights, and the weights of a coarser rule for the error estimate."""
+    """Quadrature in the clock s: rising times, weights, and a coarser rule's weights for the error."""
 
     times: tuple[float, ...]
     clock: Tensor
@@ -227,7 +234,7 @@ def _integrate(
     rows: Tensor,
     seed: int,
 ) -> _Integral:
-    """The integral of ``d - tr dD/dx~`` over the clock for each sample; traces are batched over samples and times."""
+    """The integral of ``d - tr dD/dx~`` over the clock; traces are batched over samples and times."""
     assert solution.path is not None
     nodes, batch = solution.path.shape[:2]
     device = solution.path.device

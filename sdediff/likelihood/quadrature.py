@@ -12,8 +12,8 @@ from scipy.special import ndtr
 def spline_weights(nodes: np.ndarray) -> np.ndarray:
     """Weights that integrate the cubic spline through the values at any rising nodes: order 4.
 
-    On equal steps it is the trapezoidal rule with corrections at the ends, so that the integral of a function that dies out at both
-    ends converges faster than any power (Trefethen & Weideman 2014, SIAM Review 56).
+    On equal steps it is the trapezoidal rule with corrections at the ends, so that the integral of a function
+    that dies out at both ends converges faster than any power (Trefethen & Weideman 2014, SIAM Review 56).
 
     Example:
         >>> nodes = np.array([0.0, 0.1, 0.4, 0.7, 1.0])
@@ -29,12 +29,13 @@ def spline_weights(nodes: np.ndarray) -> np.ndarray:
 def clustered_rule(
     low: float, high: float, centre: float, n: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A rule of n nodes on [low, high] whose nodes are half uniform, half normal around `centre` with unit spread.
+    """A rule whose nodes are half uniform on [low, high], half normal around `centre` with unit spread.
 
-    What the trace leaves over a Gaussian's is a bump in log-noise that dies out at both ends: at large noise the data look Gaussian, at
-    small noise flat. In a clock u in which the nodes are equally spaced the spline rule then converges spectrally, and half of the
-    nodes are put where modes are decided. Against Clenshaw-Curtis or Gauss nodes in s, whose middle is their sparsest part, errors on
-    closed-form mixtures fall by one to two orders at 65 nodes (`tests/test_likelihood.py`).
+    What the trace leaves over a Gaussian's is a bump in log-noise that dies out at both ends: at large noise
+    the data look Gaussian, at small noise flat. In a clock u in which the nodes are equally spaced the spline
+    rule then converges spectrally, and half of the nodes are put where modes are decided. Against
+    Clenshaw-Curtis or Gauss nodes in s, whose middle is their sparsest part, errors on closed-form mixtures
+    fall by one to two orders at 65 nodes (`tests/test_likelihood.py`).
 
     Args:
         low: Lower end.
@@ -50,7 +51,8 @@ def clustered_rule(
     """
     if n < 5 or n % 4 != 1:
         raise ValueError(
-            f"nodes={n}: give a multiple of 4 plus 1, such as 33, 65 or 129, so that every other node makes a rule too"
+            f"nodes={n}: give a multiple of 4 plus 1, such as 33, 65 or 129, so that every other node makes "
+            "a rule too"
         )
 
     def mass(s: np.ndarray) -> np.ndarray:

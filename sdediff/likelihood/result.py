@@ -17,10 +17,12 @@ def bits_per_dim(log_prob: Tensor, dim: int, bin_width: float) -> Tensor:
     Args:
         log_prob: Log-densities in nats, (n,), of x + u with u uniform over a bin.
         dim: Dimensions d of a datum.
-        bin_width: Width w of a bin in the units of the density: 1/256 for 8-bit images scaled to [0, 1], 2/256 for [-1, 1].
+        bin_width: Width w of a bin in the units of the density: 1/256 for 8-bit images scaled to [0, 1],
+            2/256 for [-1, 1].
 
     Returns:
-        (n,); the mean over u is an upper bound of the discrete model's own bits per dimension (Theis et al. 2016, arXiv 1511.01844, Eq. 9).
+        (n,); the mean over u is an upper bound of the discrete model's own bits per dimension (Theis et al.
+        2016, arXiv 1511.01844, Eq. 9).
 
     Raises:
         ValueError: If the width or dim is not positive.
@@ -32,7 +34,8 @@ def bits_per_dim(log_prob: Tensor, dim: int, bin_width: float) -> Tensor:
     """
     if not bin_width > 0 or dim < 1:
         raise ValueError(
-            f"bin_width={bin_width}, dim={dim}: give the positive width of a bin in the data's units, and a positive dim"
+            f"bin_width={bin_width}, dim={dim}: give the positive width of a bin in the data's units, and a "
+            "positive dim"
         )
     return -(log_prob / dim + math.log(bin_width)) / math.log(2)
 
@@ -44,7 +47,8 @@ class LogLikelihood:
     Attributes:
         log_prob: Log-density in nats per data unit, (n,), float64 where the device has it.
         std_error: Standard error from random probes, (n,); 0 with the exact trace, nan with one probe.
-        solver_error: Estimated error of path and quadrature, (n,), nats; nan where the solver gives no estimate of its own.
+        solver_error: Estimated error of path and quadrature, (n,), nats; nan where the solver gives no
+            estimate of its own.
         latent: State at t_max in the model's units, (n, *data_shape).
         nfe: Forward evaluations of the network along the path, (n,).
         divergence_evaluations: Vector-Jacobian products, (n,).
@@ -73,7 +77,7 @@ class LogLikelihood:
         return self.latent[0].numel()
 
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
-        """Interval for the model's log-density: Student's t quantile times the standard error, plus the solver error.
+        """Interval for the log-density: Student's t quantile times the standard error, plus the solver error.
 
         Args:
             level: Coverage, in (0, 1).

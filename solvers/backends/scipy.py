@@ -16,8 +16,8 @@ METHODS = {"RK45": 5, "RK23": 3, "DOP853": 8, "Radau": 5, "BDF": 5, "LSODA": 5}
 class SciPy(Solver):
     """A method of `scipy.integrate.solve_ivp`, on the whole batch as one system in float64 on the host.
 
-    All samples share their steps (`batch_coupled`). Radau and BDF form a dense Jacobian of the whole batch by differences: for small
-    problems only.
+    All samples share their steps (`batch_coupled`). Radau and BDF form a dense Jacobian of the whole batch by
+    differences: for small problems only.
 
     Args:
         method: One of `METHODS`.

@@ -25,8 +25,8 @@ METHODS = (*_ADAPTIVE, *_FIXED)
 class TorchDiffEq(Solver):
     """A solver of torchdiffeq (Chen 2018) on a probability-flow ODE or any ODE.
 
-    All samples share their steps, so a result depends on its batch-mates (`batch_coupled`). Adaptive methods are told to stop at the end of
-    the interval, which torchdiffeq otherwise steps past.
+    All samples share their steps, so a result depends on its batch-mates (`batch_coupled`). Adaptive methods
+    are told to stop at the end of the interval, which torchdiffeq otherwise steps past.
 
     Args:
         method: One of `METHODS`.
@@ -64,7 +64,8 @@ class TorchDiffEq(Solver):
         options = {"step_t": t[-1:]} if self.adaptive else {"grid_constructor": lambda f, y, s: grid}
 
         def field(s: Tensor, y: Tensor) -> Tensor:
-            # torchdiffeq nudges times by an ulp at the ends; the float keeps schedules off their singular side.
+            # torchdiffeq nudges times by an ulp at the ends; the float keeps schedules off their singular
+            # side.
             if isinstance(problem, ODE):
                 return problem.velocity(s.to(y.dtype), y)
             return problem.velocity(s.expand(len(y)), y)

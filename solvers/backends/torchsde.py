@@ -16,10 +16,14 @@ METHODS = {"euler": 1.0, "milstein": 1.0, "srk": 1.5}
 
 
 class TorchSDE(Solver):
-    """A solver of torchsde (Li et al. 2020), Itô with diagonal noise, on any state shape and in either direction of time.
+    """A solver of torchsde (Li et al. 2020), Itô with diagonal noise.
 
-    torchsde takes flat states, rising times and one step size. It is given the flattened state and a clock u in [0, 1] on which the grid is
-    uniform: the grid's points are joined by a monotone C1 curve t(u), and drift and diffusion pick up dt/du and its root. The Brownian path is
+    Any state shape, either direction of time.
+
+    torchsde takes flat states, rising times and one step size. It is given the flattened state and a clock u
+    in [0, 1] on which the grid is
+    uniform: the grid's points are joined by a monotone C1 curve t(u), and drift and diffusion pick up dt/du
+        and its root. The Brownian path is
     ours, so the noise of sample i is that of a native solver on the same grid.
 
     Args:
@@ -105,7 +109,7 @@ class _System(nn.Module):
 
 
 class _Brownian:
-    """A :class:`BrownianPath` as torchsde's `bm`: flat increments, and U, the integral of W, when it is asked for."""
+    """A :class:`BrownianPath` as torchsde's `bm`: flat increments, and U, the integral of W, on demand."""
 
     levy_area_approximation = "space-time"
 
@@ -113,6 +117,6 @@ class _Brownian:
         self.path = path
         self.shape, self.dtype, self.device = like.shape, like.dtype, like.device
 
-    def __call__(self, start: Any, end: Any = None, return_U: bool = False, return_A: bool = False) -> Any:  # noqa: N803
+    def __call__(self, start: Any, end: Any = None, return_U: bool = False, return_A: bool = False) -> Any:
         w, area = self.path.with_integral(float(start), float(end))
         return (w.flatten(1), area.flatten(1)) if return_U else w.flatten(1)
