@@ -18,8 +18,6 @@ from .prior import Moments, Prior, StandardPrior
 from .processes import GaussianProcess, Time
 
 if TYPE_CHECKING:
-    from solvers import Solution
-
     from .likelihood import LogLikelihood
 
 Condition = Tensor | None
@@ -333,15 +331,12 @@ class DiffusionModel(nn.Module):
             "scale_mode": self.scale_mode,
         }
 
-    def describe(self, solution: Solution) -> str:
-        """A failed solve in one sentence."""
-        return solution.describe_failure()
-
     def __repr__(self) -> str:
         count = sum(p.numel() for p in self.network.parameters())
         return (
             f"DiffusionModel({type(self.network).__name__} with {count:,} parameters, "
-            f"process={self.process}, prediction={self.prediction!r}, data_shape={self.data_shape}, prior={self.prior!r})"
+            f"process={self.process}, prediction={self.prediction!r}, data_shape={self.data_shape}, "
+            f"prior={self.prior!r})"
         )
 
 

@@ -16,7 +16,9 @@ LOW_RANK = 256
 class Prior(Protocol):
     """A density over latents (B, d), in the model's units; yours can take the place of the model's own."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """How results call it."""
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log-density (B,) in nats."""

@@ -64,9 +64,10 @@ class GaussianProcess:
         *,
         time: Schedule | None = None,
     ) -> None:
-        self._alpha, self._sigma = alpha, sigma  # type: ignore[method-assign]
+        # A user's functions take the place of the methods that a subclass would define.
+        vars(self).update(_alpha=alpha, _sigma=sigma)
         if time is not None:
-            self._time = time  # type: ignore[method-assign]
+            vars(self).update(_time=time)
         self._setup(t_min, t_max)
 
     def _setup(self, t_min: float, t_max: float) -> None:
@@ -116,15 +117,15 @@ class GaussianProcess:
     # -- the public schedule ---------------------------------------------------------------------------------
 
     def alpha(self, t: Time) -> Tensor:
-        """Signal scale alpha(t); t a float or tensor of any shape, the result of its shape and dtype."""
+        """Signal scale at a time, a float or a tensor of any shape; the result has its shape and dtype."""
         return _in_double(self._alpha, t)
 
     def sigma(self, t: Time) -> Tensor:
-        """Noise scale sigma(t)."""
+        """Noise scale at a time."""
         return _in_double(self._sigma, t)
 
     def lam(self, t: Time) -> Tensor:
-        """``log(alpha/sigma)``, half the log signal-to-noise ratio."""
+        """Half the log signal-to-noise ratio, ``log(alpha/sigma)``."""
         return _in_double(self._lam, t)
 
     def d_alpha(self, t: Time) -> Tensor:
@@ -144,11 +145,11 @@ class GaussianProcess:
         return _in_double(self._time, lam)
 
     def drift_coefficient(self, t: Time) -> Tensor:
-        """``f(t) = alpha'/alpha`` of the forward SDE ``dx = f x dt + g dW``."""
+        """Coefficient ``f = alpha'/alpha`` of the forward SDE ``dx = f x dt + g dW``."""
         return _in_double(lambda s: self._d_alpha(s) / self._alpha(s), t)
 
     def diffusion(self, t: Time) -> Tensor:
-        """``g(t) = sqrt(-2 sigma^2 lam')`` of the forward SDE."""
+        """Coefficient ``g = sqrt(-2 sigma^2 lam')`` of the forward SDE."""
         return _in_double(lambda s: self._sigma(s) * torch.sqrt(-2 * self._d_lam(s)), t)
 
     # -- what follows ----------------------------------------------------------------------------------------
@@ -453,8 +454,8 @@ class RectifiedFlow(_Ends):
 
     .. math:: \alpha = 1 - t, \qquad \sigma = t
 
-    Sources: arXiv 2209.03003 and arXiv 2210.02747. Data at t = 0 here; Lipman et al. run time the other way. The SDE's coefficients diverge at t = 1 (g^2 =
-    2t/(1-t)), hence t_max < 1.
+    Sources: arXiv 2209.03003 and arXiv 2210.02747, whose time runs the other way. The SDE's coefficients
+    diverge at t = 1 (g^2 = 2t/(1-t)), hence t_max < 1.
 
     Example:
         >>> round(float(RectifiedFlow().diffusion(0.5)) ** 2, 9)

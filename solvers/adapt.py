@@ -75,9 +75,9 @@ def _begin(solver: AdaptiveRungeKutta, problem: Problem, x: Tensor, start: float
     t = torch.full((len(x),), start, dtype=wide, device=x.device)
     slope = problem.velocity(t, x)
     h = _first_step(solver, problem, t, x, slope, end)
-    counts = [torch.full((len(x),), n, device=x.device) for n in (2, 0, 0)]
+    nfe, zero = (torch.full((len(x),), n, device=x.device) for n in (2, 0))
     row = torch.arange(len(x), device=x.device)
-    return _Active(row, t, h, x, slope, torch.ones_like(t), *counts, error=x.new_zeros(len(x)))
+    return _Active(row, t, h, x, slope, torch.ones_like(t), nfe, zero, zero, x.new_zeros(len(x)))
 
 
 def _first_step(

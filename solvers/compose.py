@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .noise import Noise, Stream
-from .problems import Problem, SemiLinear, Time
+from .problems import Problem, SemiLinear
 from .solver import Step, StepSolver
 
 
@@ -23,7 +23,7 @@ class Corrector(ABC):
     iterations: int = 1
 
     @abstractmethod
-    def correct(self, problem: SemiLinear, t: Time, x: Tensor, noise: Noise) -> Tensor:
+    def correct(self, problem: SemiLinear, t: float, x: Tensor, noise: Noise) -> Tensor:
         """Move x (B, *E) towards the law of the noised data at time t, drawing from the CORRECTOR stream."""
 
 
@@ -54,7 +54,7 @@ class Langevin(Corrector):
             )
         self.snr, self.iterations = snr, iterations
 
-    def correct(self, problem: SemiLinear, t: Time, x: Tensor, noise: Noise) -> Tensor:
+    def correct(self, problem: SemiLinear, t: float, x: Tensor, noise: Noise) -> Tensor:
         tau = 2 * self.snr**2 * problem.at(t, x).sigma ** 2
         for i in range(self.iterations):
             z = noise.normal(Stream.CORRECTOR, i, self.iterations)
@@ -80,7 +80,7 @@ class SongLangevin(Langevin):
 
     batch_coupled = True
 
-    def correct(self, problem: SemiLinear, t: Time, x: Tensor, noise: Noise) -> Tensor:
+    def correct(self, problem: SemiLinear, t: float, x: Tensor, noise: Noise) -> Tensor:
         for i in range(self.iterations):
             z, score = noise.normal(Stream.CORRECTOR, i, self.iterations), problem.score(t, x)
             norms = [v.flatten(1).norm(dim=1).mean() for v in (z, score)]
@@ -92,8 +92,8 @@ class SongLangevin(Langevin):
 class PredictorCorrector(StepSolver):
     r"""A solver followed, at each arrival time, by a corrector (Song et al. 2021, algorithm 1).
 
-    Source: arXiv 2011.13456. The corrector sees the time just reached. Its own bias (of the order of its step) stays when the grid is
-    refined.
+    Source: arXiv 2011.13456. The corrector sees the time just reached. Its own bias (of the order of its
+    step) stays when the grid is refined.
 
     Args:
         predictor: A fixed-grid solver.
@@ -130,7 +130,7 @@ class PredictorCorrector(StepSolver):
     def stage_times(self, t: float, t_next: float) -> tuple[float, ...]:
         return (*self.predictor.stage_times(t, t_next), t_next)
 
-    def step(self, problem: Problem, t: Time, t_next: Time, x: Tensor, state: Any, noise: Noise) -> Step:
+    def step(self, problem: Problem, t: float, t_next: float, x: Tensor, state: Any, noise: Noise) -> Step:
         assert isinstance(problem, SemiLinear)
         predicted = self.predictor.step(problem, t, t_next, x, state, noise)
         return Step(self.corrector.correct(problem, t_next, predicted.x, noise), None, predicted.state)
@@ -168,7 +168,7 @@ class StepDoubling(StepSolver):
         middle, inner = 0.5 * (t + t_next), self.solver.stage_times
         return inner(t, t_next) + inner(t, middle) + inner(middle, t_next)
 
-    def step(self, problem: Problem, t: Time, t_next: Time, x: Tensor, state: Any, noise: Noise) -> Step:
+    def step(self, problem: Problem, t: float, t_next: float, x: Tensor, state: Any, noise: Noise) -> Step:
         middle = 0.5 * (t + t_next)
         whole = self.solver.step(problem, t, t_next, x, None, noise).x
         half = self.solver.step(problem, t, middle, x, None, noise).x

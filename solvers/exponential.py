@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .noise import Noise
-from .problems import Problem, SemiLinear, Time
+from .problems import Problem, SemiLinear
 from .solver import Step, StepSolver
 
 
@@ -38,7 +38,7 @@ class DDIM(StepSolver):
     needs_linear_part = True
     default_steps = 100
 
-    def step(self, problem: Problem, t: Time, t_next: Time, x: Tensor, state: Any, noise: Noise) -> Step:
+    def step(self, problem: Problem, t: float, t_next: float, x: Tensor, state: Any, noise: Noise) -> Step:
         assert isinstance(problem, SemiLinear)
         now, after = problem.at(t, x), problem.at(t_next, x)
         decay = now.eta**2 * (after.lam - now.lam) if now.eta else 0.0

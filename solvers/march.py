@@ -8,9 +8,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .problems import SemiLinear, as_time, counted
+from .problems import Problem, SemiLinear, as_time, counted
 from .solution import Solution, uniform_solution
-from .solver import Problem, Request, StepSolver
+from .solver import Request, StepSolver
 
 
 def march(solver: StepSolver, problem: Problem, x: Tensor, request: Request) -> Solution:

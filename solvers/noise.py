@@ -182,7 +182,7 @@ class Noise:
         return replace(self, counter=counter)
 
     def normal(self, stream: int = Stream.STEP, draw: int = 0, draws: int = 1) -> Tensor:
-        """Standard normals (B, *shape) for this step: number `draw` of the `draws` it takes from the stream."""
+        """Standard normals (B, *shape) for this step: number `draw` of the `draws` it takes here."""
         counter = self.counter * draws + draw
         row_bytes = 8 * len(self.indices) * math.prod(self.shape)
         steps = max(1, min(_BLOCK_STEPS, _BLOCK_BYTES // max(1, row_bytes)))

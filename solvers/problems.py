@@ -73,7 +73,12 @@ class ODE:
     per_sample: tuple[Tensor, ...] = ()
 
     def velocity(self, t: Time, x: Tensor) -> Tensor:
+        """The drift at time t."""
         return self.drift(as_time(t, x), x, *self.per_sample)
+
+    def noise_scale(self, t: Time, x: Tensor) -> float:
+        """No noise."""
+        return 0.0
 
 
 @dataclass(frozen=True)

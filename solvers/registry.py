@@ -51,7 +51,7 @@ def _foreign() -> dict[str, Factory]:
     """Wrapped solvers whose library is installed."""
     found: dict[str, Factory] = {}
 
-    def bind(cls: type[Solver], method: str) -> Factory:
+    def bind(cls: Factory, method: str) -> Factory:
         return lambda **options: cls(method, **options)
 
     if find_spec("torchdiffeq"):

@@ -50,7 +50,10 @@ class Tableau:
                 f"a tableau of {stages} stages needs {stages} nodes and rows of 0, 1, ..., {stages - 1} "
                 "entries"
             )
-        close = lambda p, q: math.isclose(p, q, rel_tol=1e-12, abs_tol=1e-12)
+
+        def close(p: float, q: float) -> bool:
+            return math.isclose(p, q, rel_tol=1e-12, abs_tol=1e-12)
+
         if not all(close(sum(row), node) for row, node in zip(self.a, self.c, strict=True)):
             raise ValueError("each row of a tableau must sum to its node c_i")
         powers = range(1, self.order + 1)
@@ -151,7 +154,7 @@ class RungeKutta(StepSolver):
     def stage_times(self, t: float, t_next: float) -> tuple[float, ...]:
         return tuple(t + node * (t_next - t) for node in self.tableau.c)
 
-    def step(self, problem: Problem, t: Time, t_next: Time, x: Tensor, state: Any, noise: Noise) -> Step:
+    def step(self, problem: Problem, t: float, t_next: float, x: Tensor, state: Any, noise: Noise) -> Step:
         h = t_next - t
         k = stages(self.tableau, problem, t, h, x, first=state)
         error = combine(torch.zeros_like(x), h, self.tableau.b_error, k) if self.tableau.b_error else None

@@ -62,8 +62,8 @@ class Solution:
         failed = (~self.ok).nonzero().flatten().tolist()
         row = failed[0]
         why = {
-            Status.NON_FINITE: "the state or drift became NaN or infinite; check the model there, or take smaller steps",
-            Status.STEP_TOO_SMALL: "the step fell below min_step; loosen rtol, atol, or end before the singularity",
+            Status.NON_FINITE: "the state or drift became NaN or infinite; check the model there",
+            Status.STEP_TOO_SMALL: "the step fell below min_step; loosen the tolerances, or end earlier",
             Status.MAX_NFE: "max_nfe evaluations were spent; raise max_nfe, or loosen rtol and atol",
             Status.FOREIGN_FAILURE: "the wrapped solver gave up; loosen rtol and atol or take another solver",
         }[Status(int(self.status[row]))]

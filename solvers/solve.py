@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +16,6 @@ from .problems import Problem, SemiLinear
 from .registry import resolve
 from .solution import Solution
 from .solver import Dual, Request, Solver
-import itertools
 
 Grid = str | Tensor | Sequence[float]
 
@@ -72,7 +72,7 @@ def solve(
     solver = resolve(solver, rtol, atol)
     solver.check(problem)
     _check_state(x_init)
-    times = _times(problem, solver, t, steps, grid)
+    times = time_grid(problem, solver, t, steps, grid)
     saved = _save_times(solver, times, save_at)
     request = Request(times, Noise.like(x_init, seed, indices), saved, dual)
     return solver.integrate(problem, x_init, request)
@@ -98,9 +98,10 @@ def _span(problem: Problem, t: tuple[float, float] | None) -> tuple[float, float
     return start, end
 
 
-def _times(
+def time_grid(
     problem: Problem, solver: Solver, t: tuple[float, float] | None, steps: int | None, grid: Grid | None
 ) -> tuple[float, ...]:
+    """The times a solver steps through: its whole grid, or the two ends for an adaptive one."""
     if solver.adaptive:
         if steps is not None or grid is not None:
             raise TypeError(

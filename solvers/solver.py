@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor
 
 from .noise import Noise
-from .problems import SDE, Problem, SemiLinear, Time, is_deterministic
+from .problems import SDE, Problem, SemiLinear, is_deterministic
 from .solution import Solution
 
 #: ``dual(t, x, value) -> like x``: gradient, with respect to the state, of a functional whose error is to be
@@ -109,7 +109,7 @@ class StepSolver(Solver):
     """
 
     @abstractmethod
-    def step(self, problem: Problem, t: Time, t_next: Time, x: Tensor, state: Any, noise: Noise) -> Step:
+    def step(self, problem: Problem, t: float, t_next: float, x: Tensor, state: Any, noise: Noise) -> Step:
         """One step from t to t_next.
 
         Args:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .noise import Noise
-from .problems import Problem, Time, is_deterministic
+from .problems import Problem, is_deterministic
 from .solver import Step, StepSolver
 
 
@@ -49,11 +49,11 @@ class EulerMaruyama(StepSolver):
     default_steps = 500
     default_eta = 1.0
 
-    def step(self, problem: Problem, t: Time, t_next: Time, x: Tensor, state: Any, noise: Noise) -> Step:
+    def step(self, problem: Problem, t: float, t_next: float, x: Tensor, state: Any, noise: Noise) -> Step:
         h = t_next - t
         x_next = torch.add(x, problem.velocity(t, x), alpha=h)
         if not is_deterministic(problem):
-            x_next = add_noise(x_next, problem.noise_scale(t, x), h, noise.normal())  # type: ignore[union-attr]
+            x_next = add_noise(x_next, problem.noise_scale(t, x), h, noise.normal())
         return Step(x_next)
 
 
@@ -78,12 +78,12 @@ class StochasticHeun(StepSolver):
     default_steps = 250
     default_eta = 1.0
 
-    def step(self, problem: Problem, t: Time, t_next: Time, x: Tensor, state: Any, noise: Noise) -> Step:
+    def step(self, problem: Problem, t: float, t_next: float, x: Tensor, state: Any, noise: Noise) -> Step:
         h, slope = t_next - t, problem.velocity(t, x)
         if is_deterministic(problem):
             ahead = torch.add(x, slope, alpha=h)
             return Step(torch.add(x, slope + problem.velocity(t_next, ahead), alpha=h / 2))
-        z, scale = noise.normal(), problem.noise_scale(t, x)  # type: ignore[union-attr]
+        z, scale = noise.normal(), problem.noise_scale(t, x)
         ahead = add_noise(torch.add(x, slope, alpha=h), scale, h, z)
         x_next = torch.add(x, slope + problem.velocity(t_next, ahead), alpha=h / 2)
-        return Step(add_noise(x_next, (scale + problem.noise_scale(t_next, ahead)) / 2, h, z))  # type: ignore[union-attr]
+        return Step(add_noise(x_next, (scale + problem.noise_scale(t_next, ahead)) / 2, h, z))

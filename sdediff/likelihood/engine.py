@@ -23,14 +23,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from solvers import Solution, Solver, StepDoubling, StepSolver
 from solvers.problems import SemiLinear
+from solvers.solve import time_grid
 
 from .. import units
 from ..model import Condition, DiffusionModel
@@ -188,11 +189,10 @@ class _Rule:
         if isinstance(run.solver, StepSolver):
             grid = _grid(model, run)
             clock = -process.lam(torch.tensor(grid, dtype=torch.float64))
-            weights = spline_weights(clock.numpy())
             keep = sorted({*range(0, len(grid), 2), len(grid) - 1})
-            coarse = np.zeros(len(grid))
-            coarse[keep] = spline_weights(clock.numpy()[keep])
-            return cls(grid, clock, torch.from_numpy(weights), torch.from_numpy(coarse))
+            coarse = torch.zeros_like(clock)
+            coarse[keep] = torch.from_numpy(spline_weights(clock[keep].numpy()))
+            return cls(grid, clock, torch.from_numpy(spline_weights(clock.numpy())), coarse)
         low, high = (-float(process.lam(t)) for t in run.span)
         moments = model.moments
         centre = math.log((1.0 if moments is None else moments.scale or 1.0) * _CENTRE)
@@ -204,12 +204,10 @@ class _Rule:
 
 def _grid(model: DiffusionModel, run: Run) -> tuple[float, ...]:
     """The rising times of a fixed-grid solve."""
-    from solvers.solve import _times
-
     options = {k: run.options[k] for k in ("steps", "grid")}
     if isinstance(options["grid"], Tensor):
         return tuple(sorted(options["grid"].tolist()))
-    return _times(model.problem(0.0), run.solver, run.span, **options)
+    return time_grid(model.problem(0.0), run.solver, run.span, **options)
 
 
 @dataclass(frozen=True)
@@ -247,16 +245,8 @@ def _integrate(
     for start in range(0, len(points), _ROWS):
         here = slice(start, start + _ROWS)
         c = None if cond is None else cond[who[here]]
-        problem = model.problem(0.0, c)
-        t = times[node[here]]
-        trace = divergence.trace(
-            lambda z, p=problem, s=t: p.denoise(s, z),
-            points[here],
-            rows.to(device)[who[here]],
-            node[here],
-            seed,
-        )
-        parts.append(trace)
+        denoise = partial(model.problem(0.0, c).denoise, times[node[here]])
+        parts.append(divergence.trace(denoise, points[here], rows.to(device)[who[here]], node[here], seed))
     value, variance = (
         torch.cat(c).detach().to(alpha.dtype).reshape(nodes, batch) for c in zip(*parts, strict=True)
     )

@@ -102,8 +102,6 @@ class _System(nn.Module):
     def g(self, u: Tensor, y: Tensor) -> Tensor:
         t, rate = self.clock(u)
         x = y.reshape(self.shape)
-        if not hasattr(self.problem, "noise_scale"):  # an ODE
-            return torch.zeros_like(y)
         scale = torch.as_tensor(self.problem.noise_scale(t, x), dtype=x.dtype, device=x.device)
         return (scale * abs(rate) ** 0.5).expand_as(x).flatten(1)
 
