@@ -7,7 +7,7 @@ A solver sees a problem (:class:`ODE`, :class:`SDE` or :class:`SemiLinear`), nev
 from .brownian import BrownianPath
 from .compose import Corrector, Langevin, PredictorCorrector, SongLangevin, StepDoubling
 from .exponential import DDIM, Ancestral
-from .grids import GRIDS, log_snr_grid, rho_grid, uniform_grid
+from .grids import GRIDS, log_snr_grid, quadratic_grid, rho_grid, uniform_grid
 from .noise import Noise, Stream
 from .problems import ODE, SDE, SemiLinear
 from .registry import available, get, register, unregister
@@ -51,6 +51,7 @@ __all__ = [
     "available",
     "get",
     "log_snr_grid",
+    "quadratic_grid",
     "register",
     "rho_grid",
     "solve",

@@ -103,7 +103,8 @@ class PredictorCorrector(StepSolver):
         TypeError: If the predictor chooses its own steps, or the problem has no score.
 
     Example:
-        >>> PredictorCorrector(EulerMaruyama(), Langevin(snr=0.16))
+        >>> import solvers
+        >>> PredictorCorrector(solvers.EulerMaruyama(), Langevin(snr=0.16))
         PredictorCorrector(EulerMaruyama(), Langevin(snr=0.16, iterations=1))
     """
 

@@ -160,9 +160,6 @@ class RungeKutta(StepSolver):
         error = combine(torch.zeros_like(x), h, self.tableau.b_error, k) if self.tableau.b_error else None
         return Step(combine(x, h, self.tableau.b, k), error, k[-1] if self.tableau.fsal else None)
 
-    def __repr__(self) -> str:
-        return f"{self.name}()"
-
 
 class Euler(RungeKutta):
     """Euler's method, order 1, one evaluation a step."""

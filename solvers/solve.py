@@ -73,6 +73,11 @@ def solve(
     solver.check(problem)
     _check_state(x_init)
     times = time_grid(problem, solver, t, steps, grid)
+    if times[-1] > times[0] and isinstance(problem, SemiLinear) and not problem.deterministic:
+        raise ValueError(
+            f"a reverse diffusion (eta={problem.eta}) runs from noise to data and was given rising times: "
+            "let t fall, or take eta=0, whose flow runs both ways"
+        )
     saved = _save_times(solver, times, save_at)
     request = Request(times, Noise.like(x_init, seed, indices), saved, dual)
     return solver.integrate(problem, x_init, request)

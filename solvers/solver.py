@@ -78,6 +78,9 @@ class Solver(ABC):
         """How messages call it."""
         return type(self).__name__
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
     def check(self, problem: Problem) -> None:
         """Raise a TypeError if this solver cannot solve the problem."""
         if self.needs_linear_part and not isinstance(problem, SemiLinear):
