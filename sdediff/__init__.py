@@ -13,7 +13,7 @@ if not hasattr(solvers, "SemiLinear"):  # somebody's own solvers.py stands befor
         "was imported in its place: rename that file, or start Python in another folder"
     )
 
-from . import data, networks, reference
+from . import chain, data, networks, reference
 from .data import dequantise
 from .likelihood import Divergence, Exact, Hutchinson, LogLikelihood, bits_per_dim
 from .model import DiffusionModel, from_callable
@@ -38,6 +38,7 @@ __all__ = [
     "SubVP",
     "TrainingResult",
     "bits_per_dim",
+    "chain",
     "data",
     "dequantise",
     "fit",
