@@ -54,7 +54,7 @@ class GaussianProcess:
 
     #: Standard deviation of the textbook prior; None means sigma(t_max).
     prior_scale: float | None = None
-    #: Name of the default grid: the one with the least bias on Gaussian data (`tests/test_processes.py`).
+    #: Name of the default grid: the one with the least bias on Gaussian data (`tests/test_grids.py`).
     grid = "log-snr"
 
     def __init__(
