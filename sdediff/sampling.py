@@ -79,6 +79,15 @@ class Run:
         options = {"solver": solver, "steps": steps, "grid": grid}
         return cls(solver, span, options, eta, seed, model.prior_at(span[1], prior), on_failure)
 
+    def check_flow(self, what: str) -> None:
+        """Raise a TypeError unless the solver follows the probability flow, which `what` needs."""
+        if self.solver.noisy or callable(self.eta) or self.eta != 0:
+            how = "with noise of its own" if self.solver.noisy else f"with eta={self.eta}"
+            raise TypeError(
+                f"{what} follows the probability-flow ODE and {self.solver.name} runs {how}: "
+                'take an ODE solver such as "dopri5", or eta=0 where that is enough'
+            )
+
     def carry(
         self,
         model: DiffusionModel,
@@ -242,6 +251,8 @@ def sample(
         prior=prior,
         on_failure=on_failure,
     )
+    if return_log_prob:
+        run.check_flow("return_log_prob")
     own_dtype, device = state_dtype(model)
     rows, cond = rows_of(n, indices), units.expand_condition(cond, n)
     parts: list[Any] = []
@@ -366,6 +377,7 @@ def _transport(
     up: bool,
 ) -> Tensor:
     run = Run.of(model, solver, eta=0.0, **options)
+    run.check_flow("encode" if up else "decode")
     rows, cond = torch.arange(len(z)), units.expand_condition(cond, len(z))
     alpha = float(model.process.alpha(run.span[0]))
     z = z * alpha if up else z

@@ -110,6 +110,7 @@ class PredictorCorrector(StepSolver):
 
     needs_linear_part = True
     stochastic = True
+    noisy = True
     default_eta = 1.0
     order = 0.0  # in law, up to the corrector's bias
     weak_order = 0.0

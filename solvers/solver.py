@@ -58,6 +58,8 @@ class Solver(ABC):
     adaptive: bool = False
     #: Solves problems with noise.
     stochastic: bool = False
+    #: Adds noise of its own even to an ODE, as correctors do.
+    noisy: bool = False
     #: Needs a SemiLinear problem.
     needs_linear_part: bool = False
     #: A sample's result depends on its batch-mates.

@@ -124,6 +124,7 @@ def log_likelihood(
         prior=prior,
         on_failure=on_failure,
     )
+    run.check_flow("a log-likelihood")
     run = _with_error_estimate(run)
     trace = (Exact() if model.dim <= EXACT_UP_TO else Hutchinson()) if divergence is None else divergence
     rule = _Rule.of(model, run, nodes)
