@@ -36,7 +36,7 @@ from solvers.solve import time_grid
 from .. import units
 from ..model import Condition, DiffusionModel
 from ..prior import Prior
-from ..sampling import Run, SampleResult, chunks, join, rows_of
+from ..run import Run, chunks, join, rows_of
 from .divergence import Divergence, Exact, Hutchinson
 from .quadrature import clustered_rule, spline_weights
 from .result import LogLikelihood
@@ -110,7 +110,7 @@ def log_likelihood(
     """
     units.check_batch(x, model.data_shape, "x")
     if solver == "dopri5":
-        rtol, atol = rtol or 1e-6, atol or 1e-6
+        rtol, atol = (1e-6 if tolerance is None else tolerance for tolerance in (rtol, atol))
     run = Run.of(
         model,
         solver,
@@ -145,7 +145,7 @@ def log_likelihood(
 
 def sample_with_log_prob(
     model: DiffusionModel, run: Run, z: Tensor, cond: Condition, rows: Tensor
-) -> SampleResult:
+) -> tuple[Tensor, Tensor]:
     """Samples from latents z, and their log-density from the same path (exact trace up to 64 dimensions)."""
     trace = Exact() if model.dim <= EXACT_UP_TO else Hutchinson()
     rule = _Rule.of(model, run, DEFAULT_NODES)
@@ -156,7 +156,7 @@ def sample_with_log_prob(
     run.report(solution)
     x = model.to_data(solution.x / float(model.process.alpha(run.span[0])))
     at_end = replace(solution, x=z)
-    return SampleResult(x, _assemble(model, run, trace, rule, at_end, integral).log_prob)
+    return x, _assemble(model, run, trace, rule, at_end, integral).log_prob
 
 
 def _with_error_estimate(run: Run) -> Run:
@@ -187,7 +187,7 @@ class _Rule:
     @classmethod
     def of(cls, model: DiffusionModel, run: Run, nodes: int) -> _Rule:
         process = model.process
-        if isinstance(run.solver, StepSolver):
+        if not run.solver.adaptive:
             grid = _grid(model, run)
             clock = -process.lam(torch.tensor(grid, dtype=torch.float64))
             keep = sorted({*range(0, len(grid), 2), len(grid) - 1})
