@@ -1,8 +1,8 @@
 """Learn a two-dimensional mixture and check everything against its closed form.
 
-The exact score is known at every noise level here, and so is the density. First the likelihood engine alone is checked, with
-the exact score in the network's place; then a network is trained and compared: its score by noise level, its held-out
-log-density, the integral of its density. Writes mixture.png.
+The exact score is known at every noise level here, and so is the density. First the likelihood engine alone
+is checked, with the exact score in the network's place; then a network is trained and compared: its score by
+noise level, its held-out log-density, the integral of its density. Writes mixture.png.
 """
 
 from __future__ import annotations

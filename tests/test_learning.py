@@ -1,4 +1,4 @@
-"""The network learns the score: training, score, log-density and normalisation against the closed form, from end to end."""
+"""The network learns the score: training, score, log-density and normalisation against the closed form."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ DATA = sdediff.reference.GaussianMixture(
     covs=[[[0.10, 0.05], [0.05, 0.20]], [[0.3, -0.1], [-0.1, 0.1]], [[0.05, 0.0], [0.0, 0.3]]],
     weights=[0.30, 0.45, 0.25],
 )
-# Noise level sigma/alpha -> largest relative root mean square error of the score. About 1.5 times what was measured; an untrained
-# network (whose score is that of a unit Gaussian) has 0.9 and more at the first three levels and 0.5 at the fourth.
-LEVELS = {0.03: 0.6, 0.1: 0.3, 0.3: 0.2, 1.0: 0.12, 3.0: 0.03, 10.0: 0.01}
+# Noise level sigma/alpha -> largest relative root mean square error of the score. At least 1.6 times what was
+# measured, since other machines round otherwise; before training it is 0.96, 0.95, 0.92, 0.49, 0.09, 0.025.
+LEVELS = {0.03: 0.4, 0.1: 0.2, 0.3: 0.12, 1.0: 0.05, 3.0: 0.01, 10.0: 0.003}
 
 
 def score_error(model: sdediff.DiffusionModel, level: float) -> float:
@@ -45,12 +45,13 @@ def test_a_trained_network_has_the_score_and_the_density_of_its_data(process):
     errors = {level: score_error(model, level) for level in LEVELS}
     held_out = DATA.sample(4000, seed=4)
     exact = DATA.log_prob(None, held_out, None)
-    # The mean of the difference, not the difference of two noisy means: its standard error is about 0.002 nats.
+    # The mean of the differences, not the difference of two noisy means.
     gap = float((exact - model.log_prob(held_out, rtol=1e-4, atol=1e-4)).mean())
     mass = integral(model)
     print(f"{process}: {result.seconds:.0f} s of training; score error by sigma/alpha", end=" ")
     print({k: round(v, 3) for k, v in errors.items()}, end="; ")
-    print(f"held-out NLL {-float(exact.mean()) + gap:.4f}, of the truth {-float(exact.mean()):.4f}; mass {mass:.4f}")
+    nll = -float(exact.mean())
+    print(f"held-out NLL {nll + gap:.4f}, of the truth {nll:.4f}; mass {mass:.4f}")
     for level, limit in LEVELS.items():
         assert errors[level] < limit, f"score error at sigma/alpha = {level}"
     assert -0.01 < gap < 0.05
