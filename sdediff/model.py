@@ -350,13 +350,18 @@ class _Denoiser:
         self.model = model
         self.table: dict[float, tuple[float, ...]] = {}
 
+    def tabulate(self, times: list[float]) -> None:
+        """Compute the coefficients at these times, all at once."""
+        columns = self.model.coefficients(torch.tensor(times, dtype=torch.float64))
+        self.table.update(zip(times, zip(*(c.tolist() for c in columns), strict=True), strict=True))
+
     def __call__(self, t: Time, z: Tensor, cond: Condition = None) -> Tensor:
         if isinstance(t, Tensor):
             c = self.model.coefficients(t)
             skip, out = (expand(v.to(z.dtype), z) for v in (c.c_skip, c.c_out))
             return torch.addcmul(skip * z, out, self.model._call(z, c.c_in, c.c_noise, cond))
         if t not in self.table:
-            self.table[t] = tuple(float(v) for v in self.model.coefficients(t))
+            self.tabulate([t])
         c_skip, c_out, c_in, c_noise = self.table[t]
         return torch.add(z * c_skip, self.model._call(z, c_in, c_noise, cond), alpha=c_out)
 

@@ -184,13 +184,14 @@ class SemiLinear:
     noise: Literal["additive"] = field(default="additive", init=False)
 
     def tabulate(self, times: Iterable[float]) -> SemiLinear:
-        """This problem with its coefficients at `times` computed at once, in float64, as Python floats."""
+        """This problem with its coefficients at `times` computed at once, in float64, as Python floats.
+
+        A denoiser with a method `tabulate` of its own is told the times too.
+        """
         keys = list(dict.fromkeys(times))
-        columns = [c.tolist() for c in self._compute(torch.tensor(keys, dtype=torch.float64))]
-        return replace(
-            self,
-            _table=dict(zip(keys, (Coefficients(*row) for row in zip(*columns, strict=True)), strict=True)),
-        )
+        rows = zip(*(c.tolist() for c in self._compute(torch.tensor(keys, dtype=torch.float64))), strict=True)
+        getattr(self.denoiser, "tabulate", lambda _: None)(keys)
+        return replace(self, _table=dict(zip(keys, (Coefficients(*row) for row in rows), strict=True)))
 
     def at(self, t: Time, x: Tensor) -> Coefficients:
         """The coefficients at time t, ready to multiply x."""
