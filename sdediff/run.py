@@ -117,12 +117,21 @@ def check_span(model: DiffusionModel, span: tuple[float, float] | None) -> tuple
     process = model.process
     if span is None:
         return process.t_min, process.t_max
+    if not isinstance(span, Sequence | Tensor) or len(span) != 2:
+        raise ValueError(f"t_span={span} is no interval: give (t_min, t_max)")
     low, high = (float(t) for t in span)
-    lam = process.lam(torch.tensor([low, high], dtype=torch.float64))
+    ends = torch.tensor([low, high], dtype=torch.float64)
+    lam = process.lam(ends)
     if not low < high or not bool(torch.isfinite(lam).all()) or not bool(lam[0] > lam[1]):
         raise ValueError(
             f"t_span=({low:g}, {high:g}) is not usable with {process}: give (t_min, t_max) with t_min < "
             "t_max, where alpha and sigma are positive"
+        )
+    # An inverse found by bisection ends where the process's own interval does.
+    if not torch.allclose(process.lam(process.time(lam)), lam, rtol=1e-6, atol=1e-6):
+        raise ValueError(
+            f"t_span=({low:g}, {high:g}) leaves [{process.t_min:g}, {process.t_max:g}], where the inverse of "
+            f"lam of {process} is known: give the process this interval, or pass it time="
         )
     return low, high
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -92,7 +93,7 @@ def sample(
         >>> sample(model, 5, solver="ddim", steps=10).shape
         torch.Size([5, 2])
     """
-    if isinstance(n, bool) or int(n) != n or n < 1:
+    if isinstance(n, bool) or not isinstance(n, Real | Tensor) or not n >= 1 or int(n) != n:
         raise ValueError(f"n={n} is not a number of samples: give a whole number of at least 1")
     if return_log_prob and (denoise or return_solution):
         raise TypeError(
