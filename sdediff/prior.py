@@ -109,13 +109,19 @@ class Moments:
         mean = mean.double().flatten()
         d = len(mean)
         cov = cov.double()
+        if not bool(torch.isfinite(mean).all()) or not bool(torch.isfinite(cov).all()):
+            raise ValueError("data_mean or data_cov has NaN or infinite values: give finite moments")
         if cov.ndim < 2:
+            if not bool((cov >= 0).all()):
+                raise ValueError("data_cov has a negative variance: give variances")
             return cls(
                 mean,
                 torch.eye(d, dtype=torch.float64),
                 cov.expand(d).clone(),
                 torch.zeros((), dtype=torch.float64),
             )
+        if not torch.allclose(cov, cov.T, rtol=1e-5, atol=1e-6 * float(cov.abs().max())):
+            raise ValueError("data_cov is not symmetric: give a covariance matrix")
         variances, basis = torch.linalg.eigh(0.5 * (cov + cov.T))
         if not bool((variances > -1e-9 * variances.abs().max()).all()):
             raise ValueError("data_cov has a negative eigenvalue: give a covariance matrix")
