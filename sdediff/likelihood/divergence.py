@@ -170,6 +170,8 @@ class Hutchinson(Divergence):
             counter = int(number) * self.probes + probe
             arguments = (seed, rows[here].cpu(), Stream.PROBE, counter, x.shape[1:], x.dtype, x.device)
             out[here] = (
-                normal(*arguments) if self.distribution == "gaussian" else (uniform(*arguments) - 0.5).sign()
+                normal(*arguments)
+                if self.distribution == "gaussian"
+                else torch.where(uniform(*arguments) < 0.5, -1.0, 1.0).to(x.dtype)
             )
         return out
