@@ -53,7 +53,7 @@ def log_likelihood(
     solver: str | Solver = "dopri5",
     *,
     divergence: Divergence | None = None,
-    nodes: int = DEFAULT_NODES,
+    nodes: int | None = None,
     steps: int | None = None,
     grid: Any = None,
     rtol: float | None = None,
@@ -80,7 +80,7 @@ def log_likelihood(
             doubled to estimate its error.
         divergence: :class:`Exact` or :class:`Hutchinson`; by default exact up to 64 dimensions, else two
             Rademacher probes a node.
-        nodes: Quadrature points of adaptive solvers, a multiple of 4 plus 1.
+        nodes: Quadrature points of adaptive solvers, a multiple of 4 plus 1; 65 by default.
         steps: Steps of a fixed-grid solver.
         grid: Its times, or the name of a grid.
         rtol: Relative tolerance of an adaptive solver; "dopri5" by name takes 1e-6 here.
@@ -126,7 +126,12 @@ def log_likelihood(
     )
     run.check_flow("a log-likelihood")
     run = _with_error_estimate(run)
-    trace = (Exact() if model.dim <= EXACT_UP_TO else Hutchinson()) if divergence is None else divergence
+    if nodes is not None and not run.solver.adaptive:
+        raise TypeError(
+            f"nodes={nodes} belongs to adaptive solvers: those of {run.solver.name} are its grid's points, "
+            "so give steps= or grid="
+        )
+    trace = _divergence(model, divergence)
     rule = _Rule.of(model, run, nodes)
     rows, cond = rows_of(len(x), indices), units.expand_condition(cond, len(x))
     start = model.to_model(x) * float(model.process.alpha(run.span[0]))
@@ -147,8 +152,8 @@ def sample_with_log_prob(
     model: DiffusionModel, run: Run, z: Tensor, cond: Condition, rows: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Samples from latents z, and their log-density from the same path (exact trace up to 64 dimensions)."""
-    trace = Exact() if model.dim <= EXACT_UP_TO else Hutchinson()
-    rule = _Rule.of(model, run, DEFAULT_NODES)
+    trace = _divergence(model, None)
+    rule = _Rule.of(model, run, None)
     solution = run.carry(model, z, cond, rows, save_at=rule.times[::-1])
     assert solution.path is not None
     solution = replace(solution, path=solution.path.flip(0))
@@ -157,6 +162,17 @@ def sample_with_log_prob(
     x = model.to_data(solution.x / float(model.process.alpha(run.span[0])))
     at_end = replace(solution, x=z)
     return x, _assemble(model, run, trace, rule, at_end, integral).log_prob
+
+
+def _divergence(model: DiffusionModel, divergence: Divergence | None) -> Divergence:
+    if divergence is None:
+        return Exact() if model.dim <= EXACT_UP_TO else Hutchinson()
+    if not isinstance(divergence, Divergence):
+        raise TypeError(
+            f"divergence={divergence!r} is no divergence: give an object, such as sdediff.Exact() or "
+            "sdediff.Hutchinson(probes=2)"
+        )
+    return divergence
 
 
 def _with_error_estimate(run: Run) -> Run:
@@ -185,7 +201,7 @@ class _Rule:
     coarse: Tensor
 
     @classmethod
-    def of(cls, model: DiffusionModel, run: Run, nodes: int) -> _Rule:
+    def of(cls, model: DiffusionModel, run: Run, nodes: int | None) -> _Rule:
         process = model.process
         if not run.solver.adaptive:
             grid = _grid(model, run)
@@ -197,7 +213,8 @@ class _Rule:
         low, high = (-float(process.lam(t)) for t in run.span)
         moments = model.moments
         centre = math.log((1.0 if moments is None else moments.scale or 1.0) * _CENTRE)
-        clock, weights, coarse = (torch.from_numpy(v) for v in clustered_rule(low, high, centre, nodes))
+        rule = clustered_rule(low, high, centre, DEFAULT_NODES if nodes is None else nodes)
+        clock, weights, coarse = (torch.from_numpy(v) for v in rule)
         times = process.time(-clock).tolist()
         times[0], times[-1] = run.span
         return cls(tuple(times), clock, weights, coarse)
