@@ -1,0 +1,188 @@
+"""Rows in and out of files, for the commands."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sdediff import files
+from sdediff.data import read, read_csv
+
+Shape = tuple[int, ...]
+
+
+def read_rows(path: str, data_shape: Sequence[int] | None = None, limit: int | None = None) -> Tensor:
+    """Rows of a file, (N, *E), of the file's own dtype.
+
+    An array (N,) becomes N rows of one column, and (N, H, W) images of one channel, unless `data_shape` says how rows are to be read.
+
+    Raises:
+        ValueError: If rows do not fit the shape, hold NaN, or there are none.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit={limit}: give a positive number of rows")
+    x = read(path)
+    x = x.float() if x.dtype == torch.bool else x
+    if x.ndim == 0 or x.numel() == 0:
+        raise ValueError(f"{path} has shape {tuple(x.shape)} and so no rows: give an array of at least one")
+    x = x[:limit]
+    finite = torch.isfinite(x).flatten(1 if x.ndim > 1 else 0)
+    if not bool(finite.all()):
+        row = int((~(finite.all(dim=1) if x.ndim > 1 else finite)).nonzero()[0])
+        raise ValueError(
+            f"{path} has NaN or infinite values, first in row {row} (counted from 0): fill them or drop those rows"
+        )
+    if data_shape is not None:
+        return _reshape(x, tuple(data_shape), path)
+    if x.ndim == 1:
+        return x[:, None]
+    return x[:, None] if x.ndim == 3 else x
+
+
+def _reshape(x: Tensor, shape: Shape, path: str) -> Tensor:
+    own = tuple(x.shape[1:])
+    squeezed = [tuple(n for n in s if n != 1) for s in (own, shape)]
+    flat = len(own) == 1 and math.prod(own) == math.prod(shape)  # images as rows of a table
+    if min(shape, default=0) > 0 and (squeezed[0] == squeezed[1] or flat):
+        return x.reshape(len(x), *shape)
+    what = (
+        f"{own[0]} columns"
+        if len(own) == 1
+        else f"rows of shape {own}"
+        if own
+        else "a single number in a row"
+    )
+    wanted = f"{shape[0]} columns" if len(shape) == 1 else f"rows of shape {shape}"
+    raise ValueError(f"{path} has {what} where {wanted} are needed: give data of that shape")
+
+
+def split(x: Tensor, val_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Training and held-out rows: shuffled by ``numpy.random.default_rng(seed).permutation``, the last part held out.
+
+    Raises:
+        ValueError: If the fraction leaves no row to train on.
+    """
+    if not 0 <= val_fraction < 1:
+        raise ValueError(
+            f"val_fraction={val_fraction}: give a fraction of at least 0 and less than 1, such as 0.1"
+        )
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(x)))
+    held = math.ceil(val_fraction * len(x)) if val_fraction else 0
+    if len(x) - held < 2:
+        raise ValueError(
+            f"{len(x)} rows less {held} held out are too few to train on: give more rows or a smaller val_fraction"
+        )
+    return x[order[: len(x) - held]], x[order[len(x) - held :]]
+
+
+def floats(x: Tensor) -> Tensor:
+    """Rows in torch's default dtype, unless they are floating already."""
+    return x if x.is_floating_point() else x.to(torch.get_default_dtype())
+
+
+def columns_of(path: str) -> list[str] | None:
+    """Column names in the first line of a CSV file; None where there are none."""
+    if Path(path).suffix.lower() != ".csv":
+        return None
+    columns = read_csv(path).columns
+    return None if columns == [f"column {i + 1}" for i in range(len(columns))] else columns
+
+
+def are_levels(x: Tensor) -> bool:
+    """Whether all values are whole numbers, as grey levels and counts are."""
+    return not x.is_floating_point() or bool((x == x.round()).all())
+
+
+def check_levels(levels: Sequence[float] | None) -> tuple[float, ...] | None:
+    """Two rising numbers, or None.
+
+    Raises:
+        ValueError: If they are not.
+    """
+    if levels is not None and (len(levels) != 2 or not levels[0] < levels[1]):
+        raise ValueError(
+            f"levels={list(levels)}: give the value that is black and a larger one that is white, such as [0,255]"
+        )
+    return None if levels is None else tuple(levels)
+
+
+def check_out(path: str, data_shape: Shape, kinds: Iterable[str]) -> None:
+    """Raise before the work, not after it, where its outcome cannot be written.
+
+    Raises:
+        ValueError: If the kind of file is unknown or does not suit the data.
+        FileNotFoundError: If the folder does not exist.
+    """
+    suffix, kinds = Path(path).suffix.lower(), tuple(kinds)
+    if suffix not in kinds:
+        raise ValueError(f"--out {path} is of no kind that can be written: give one of {', '.join(kinds)}")
+    if suffix == ".csv" and len(data_shape) != 1 and ".npy" in kinds:
+        raise ValueError(
+            f"a CSV file holds rows of numbers and the model's data have shape {data_shape}: give --out samples.npy"
+        )
+    if suffix == ".png" and not (len(data_shape) == 3 and data_shape[0] in (1, 3)):
+        raise ValueError(
+            f"a PNG file holds images of 1 or 3 channels and the model's data have shape {data_shape}: give --out samples.npy"
+        )
+    folder = Path(path).resolve().parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: the folder {folder} does not exist, create it first")
+
+
+def write_rows(
+    path: str | os.PathLike[str],
+    x: Tensor,
+    levels: tuple[float, ...] | None = None,
+    columns: Sequence[str] | None = None,
+) -> None:
+    """Write rows by the file's ending: .npy, .npz (as "samples"), .csv, or .png (a grid of images)."""
+    suffix, array = Path(path).suffix.lower(), x.detach().cpu().numpy()
+    if suffix == ".csv":
+        names = columns or [f"column {i + 1}" for i in range(x.shape[1])]
+        write_csv(path, names, array.tolist(), array.dtype)
+        return
+    with files.whole(path) as temporary, open(temporary, "wb") as file:
+        if suffix == ".npy":
+            np.save(file, array)
+        elif suffix == ".npz":
+            np.savez(file, samples=array)
+        else:
+            _write_png(file, array, levels or (float(array.min()), float(array.max())))
+
+
+def write_csv(
+    path: str | os.PathLike[str],
+    columns: Sequence[str],
+    rows: Iterable[Sequence[float]],
+    dtype: np.dtype | type = np.float64,
+) -> None:
+    """Write a table of numbers with enough digits to read the same ones back."""
+    digits = 9 if np.dtype(dtype) == np.float32 else 17
+    text = io.StringIO()
+    text.write(",".join(columns) + "\n")
+    for row in rows:
+        text.write(",".join(str(v) if isinstance(v, int) else f"{v:.{digits}g}" for v in row) + "\n")
+    files.write_text(path, text.getvalue())
+
+
+def _write_png(file: io.BufferedWriter, images: np.ndarray, levels: tuple[float, ...]) -> None:
+    """A grid of images (N, C, H, W), as square as can be, black at levels[0] and white at levels[1]."""
+    from PIL import Image
+
+    low, high = levels
+    n, channels, height, width = images.shape
+    across = math.ceil(math.sqrt(n))
+    down = math.ceil(n / across)
+    grid = np.zeros((down * (height + 1) - 1, across * (width + 1) - 1, channels), dtype=np.uint8)
+    grey = np.nan_to_num(np.clip((images - low) / (high - low), 0, 1)) * 255
+    for i, image in enumerate(np.rint(grey).astype(np.uint8)):
+        top, left = (i // across) * (height + 1), (i % across) * (width + 1)
+        grid[top : top + height, left : left + width] = image.transpose(1, 2, 0)
+    Image.fromarray(grid.squeeze(2) if channels == 1 else grid).save(file, format="PNG")

@@ -1,0 +1,88 @@
+"""What ``sample`` and ``logprob`` share: the model, and the options of a solve."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jsonargparse import ArgumentParser, Namespace
+
+import sdediff
+from sdediff.model import DiffusionModel
+from solvers import GRIDS
+
+from .parsing import UsageError
+
+#: Parameters that are offered in another form, or make no sense in words.
+HIDDEN = {"model", "solver", "grid", "prior", "cond", "indices"}
+
+
+def add_solve(parser: ArgumentParser) -> None:
+    """Options of a solve whose type in Python is wider than words are."""
+    add = parser.add_argument
+    add("--solver", type=str, default="dopri5", help="name of a solver; sdediff doctor lists them")
+    add("--grid", type=Literal[tuple(GRIDS)] | None, default=None, help="time grid of a fixed-grid solver")
+    add(
+        "--prior",
+        type=Literal["matched", "standard"] | None,
+        default=None,
+        help="in place of the model's own",
+    )
+    add(
+        "--device",
+        type=str | None,
+        default=None,
+        help="where to compute; a GPU where torch has one, else the CPU",
+    )
+
+
+def model_file(path: str) -> Path:
+    """The file of a model: that, or the model.safetensors of a run's folder.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    file = Path(path)
+    if not file.is_dir():
+        return file
+    if not (file / "model.safetensors").is_file():
+        raise FileNotFoundError(
+            f"{path} is a folder without a model.safetensors: give a run that sdediff train has finished, or a model's file"
+        )
+    return file / "model.safetensors"
+
+
+def load(options: Namespace, command: str) -> DiffusionModel:
+    """The model that the options name, on its device."""
+    if options.model is None:
+        raise UsageError(f"sdediff {command} needs a model: give the folder of a run, or a .safetensors file")
+    return sdediff.load(model_file(options.model), device=device_of(options.device))
+
+
+def device_of(name: str | None) -> torch.device:
+    """The device of a name, or the GPU where there is one."""
+    try:
+        return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise UsageError(f"there is no device {name!r}: give cpu, cuda or cuda:1") from error
+
+
+def columns(options: Namespace, model: DiffusionModel) -> list[str] | None:
+    """Names of the columns the model was trained on, where its run knows them."""
+    stored = model_file(options.model).parent / "columns.json"
+    if not stored.is_file():
+        return None
+    names = json.loads(stored.read_text(encoding="utf-8"))
+    return names if model.data_shape == (len(names),) else None
+
+
+def describe(options: Namespace) -> str:
+    """The solver, and what was asked of it."""
+    given = [
+        f"{name}={options[name]}"
+        for name in ("steps", "grid", "rtol", "atol", "eta")
+        if options.get(name) is not None
+    ]
+    return ", ".join([options.solver, *given])
