@@ -79,7 +79,18 @@ class DiffusionModel(nn.Module):
         scale_mode: str | None = None,
     ) -> None:
         super().__init__()
-        if not data_shape or any(int(n) != n or n < 1 for n in data_shape):
+        if not isinstance(network, nn.Module):
+            raise TypeError(
+                f"network is a {type(network).__name__}, no torch.nn.Module: give one, or wrap a function "
+                "of the raw (x_t, t) by sdediff.from_callable"
+            )
+        if not isinstance(process, GaussianProcess):
+            raise TypeError(f"process={process!r} is no process: give an object, such as sdediff.VP()")
+        if (
+            not isinstance(data_shape, tuple | list)
+            or not data_shape
+            or any(int(n) != n or n < 1 for n in data_shape)
+        ):
             raise ValueError(
                 f"data_shape={data_shape} is not the shape of a datum: give positive sizes, such as (2,) or "
                 "(1, 8, 8)"
@@ -192,7 +203,13 @@ class DiffusionModel(nn.Module):
         else:
             c_noise = z_t.new_full((), c_noise).expand(len(z_t))  # one embedding serves all rows
         x = z_t * c_in
-        return self.network(x, c_noise) if cond is None else self.network(x, c_noise, cond)
+        out = self.network(x, c_noise) if cond is None else self.network(x, c_noise, cond)
+        if out.shape != z_t.shape:  # would broadcast without a word
+            raise ValueError(
+                f"the network returned shape {tuple(out.shape)} for input of shape {tuple(z_t.shape)}: "
+                "it must return the shape it is given"
+            )
+        return out
 
     def target(self, z_0: Tensor, eps: Tensor, t: Time) -> Tensor:
         """What the network should return for data z_0 (model units) and noise eps, both (B, *data_shape)."""
