@@ -78,18 +78,16 @@ def uniform_solution(
     steps: int,
     path: Tensor | None = None,
     error: Tensor | None = None,
-    failed: bool = False,
+    rejected: int = 0,
+    status: Status = Status.OK,
 ) -> Solution:
-    """A solution in which all samples shared their steps."""
+    """A solution in which all samples shared their steps, and `status` where their states are finite."""
 
     def full(value: float, dtype: torch.dtype) -> Tensor:
         return torch.full((len(x),), value, dtype=dtype, device=x.device)
 
     finite = torch.isfinite(x.detach().reshape(len(x), -1)).all(dim=1)
-    status = torch.where(
-        finite, full(Status.FOREIGN_FAILURE if failed else Status.OK, torch.int64), int(Status.NON_FINITE)
-    )
+    outcome = torch.where(finite, full(status, torch.int64), int(Status.NON_FINITE))
     time = full(t, torch.float32 if x.device.type == "mps" else torch.float64)
-    return Solution(
-        x, time, full(nfe, torch.int64), full(steps, torch.int64), full(0, torch.int64), status, path, error
-    )
+    accepted, again = full(steps, torch.int64), full(rejected, torch.int64)
+    return Solution(x, time, full(nfe, torch.int64), accepted, again, outcome, path, error)

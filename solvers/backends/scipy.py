@@ -1,4 +1,4 @@
-"""SciPy's `solve_ivp` methods."""
+"""SciPy's ODE methods."""
 
 from __future__ import annotations
 
@@ -7,17 +7,22 @@ import torch
 from torch import Tensor
 
 from ..problems import ODE, Problem, counted
-from ..solution import Solution, uniform_solution
+from ..solution import Solution, Status, uniform_solution
 from ..solver import Request, Solver
 
 METHODS = {"RK45": 5, "RK23": 3, "DOP853": 8, "Radau": 5, "BDF": 5, "LSODA": 5}
+_EXPLICIT = ("RK45", "RK23", "DOP853")
+
+
+class _NonFiniteDriftError(ArithmeticError):
+    """The drift is NaN or infinite where the method cannot bear it."""
 
 
 class SciPy(Solver):
-    """A method of `scipy.integrate.solve_ivp`, on the whole batch as one system in float64 on the host.
+    """A method of `scipy.integrate`, on the whole batch as one system in float64 on the host.
 
-    All samples share their steps (`batch_coupled`). Radau and BDF form a dense Jacobian of the whole batch by
-    differences: for small problems only.
+    All samples share their steps (`batch_coupled`), and no gradient passes. Radau and BDF form a dense
+    Jacobian of the whole batch by differences: for small problems only.
 
     Args:
         method: One of `METHODS`.
@@ -42,40 +47,43 @@ class SciPy(Solver):
         return f"scipy/{self.method}"
 
     def integrate(self, problem: Problem, x: Tensor, request: Request) -> Solution:
-        from scipy.integrate import solve_ivp
+        from scipy import integrate
 
         problem, calls = counted(problem)
-        low, high = sorted(request.times)
+        wide = torch.float32 if x.device.type == "mps" else torch.float64
+        (start, end), (low, high) = request.times, sorted(request.times)
 
         def to_tensor(y: np.ndarray) -> Tensor:
-            return torch.as_tensor(y, device="cpu").to(x.dtype).to(x.device).reshape(x.shape)
+            return torch.tensor(y, dtype=torch.float64).to(x.dtype).to(x.device).reshape(x.shape)
 
         def field(t: float, y: np.ndarray) -> np.ndarray:
-            state = to_tensor(np.ascontiguousarray(y))
-            t = min(max(t, low), high)  # implicit methods probe an ulp beyond the end
-            time = t if isinstance(problem, ODE) else torch.full((len(x),), t, dtype=torch.float64)
-            return problem.velocity(time, state).detach().double().cpu().numpy().ravel()
+            t = min(max(float(t), low), high)  # implicit methods probe an ulp beyond the end
+            time = t if isinstance(problem, ODE) else torch.full((len(x),), t, dtype=wide, device=x.device)
+            slope = problem.velocity(time, to_tensor(y)).detach().double().cpu().numpy().ravel()
+            # An explicit method rejects a step into NaN, but never ends where its very first slope is one;
+            # LSODA takes NaN for a solution.
+            if not (np.isfinite(slope).all() or (self.method in _EXPLICIT and calls.calls > 1)):
+                raise _NonFiniteDriftError
+            return slope
 
-        wanted = request.save_at or ()
-        points = (
-            None
-            if request.save_at is None
-            else [*(t for t in wanted if t != request.times[-1]), request.times[-1]]
-        )
-        start = x.detach().double().cpu().numpy().ravel()
-        result = solve_ivp(
-            field, request.times, start, method=self.method, t_eval=points, rtol=self.rtol, atol=self.atol
-        )
-        states = [to_tensor(np.ascontiguousarray(column)) for column in result.y.T] or [x]
-        path = None
-        if points is not None:
-            lost = [torch.full_like(x, float("nan"))] * (
-                len(points) - len(states)
-            )  # times that a failed solve never reached
-            path = torch.stack((states + lost)[: len(wanted)])
-        reached = float(result.t[-1]) if len(result.t) else request.times[0]
-        steps = len(result.t) - 1 if points is None else 0
-        return uniform_solution(states[-1], reached, calls.calls, steps, path, failed=not result.success)
+        wanted = [t for t in request.save_at or () if t != start]
+        path = [x] * (len(request.save_at or ()) - len(wanted))
+        t, state, steps, status = start, x.detach().double().cpu().numpy().ravel().copy(), 0, Status.OK
+        try:
+            run = getattr(integrate, self.method)(field, start, state, end, rtol=self.rtol, atol=self.atol)
+            while run.status == "running":
+                run.step()
+                if run.status == "failed" or run.t == t:  # LSODA stands still without a word
+                    status = Status.FOREIGN_FAILURE
+                    break
+                t, state, steps = float(run.t), run.y, steps + 1
+                while wanted and (wanted[0] - t) * (end - start) <= 0:
+                    path.append(to_tensor(run.dense_output()(wanted.pop(0))))
+        except _NonFiniteDriftError:
+            status = Status.NON_FINITE
+        path += [torch.full_like(x, float("nan"))] * len(wanted)  # never reached
+        saved = torch.stack(path) if request.save_at else None
+        return uniform_solution(to_tensor(state), t, calls.calls, steps, saved, status=status)
 
     def __repr__(self) -> str:
         return f"SciPy({self.method!r}, rtol={self.rtol:g}, atol={self.atol:g})"
