@@ -27,10 +27,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        argv: Words after ``sdediff``; those of this process by default. ``--debug`` among them shows the traceback of an error.
+        argv: Words after ``sdediff``; those of this process by default. With ``--debug`` among them an error
+            keeps its traceback.
 
     Returns:
-        Exit status: 0, 1 after an error in data, model or solve, 2 after one in the command's own words, 130 after Ctrl-C.
+        Exit status: 0; 1 after an error in data, model or solve; 2 after one in the command's own words; 130
+        after Ctrl-C.
 
     Example:
         >>> main(["--version"])
@@ -55,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if debug:
                 raise
             status, message = FAILURE, " ".join(str(error).split()) or type(error).__name__
-    print(f"sdediff: {message}", file=sys.stderr)
+    prefix = f"sdediff {words[0]}" if words and words[0] in COMMANDS else "sdediff"
+    print(f"{prefix}: {message}", file=sys.stderr)
     return status
 
 
@@ -71,7 +74,8 @@ def _run(words: list[str]) -> int:
     command, *rest = words
     if command not in COMMANDS:
         raise UsageError(
-            f"there is no command {command!r}: did you mean {nearest(command, COMMANDS)}? sdediff --help lists them all"
+            f"there is no command {command!r}: did you mean {nearest(command, COMMANDS)}? There are "
+            f"{', '.join(COMMANDS)}"
         )
     return int(import_module(f"{__name__}.{command}").main(rest))
 

@@ -22,23 +22,23 @@ from .trained import HIDDEN, add_solve, columns, describe, load
 
 #: Numbers in a batch of data, whose trace is taken at all nodes at once.
 _BATCH_NUMBERS = 1 << 13
+OWN: set[str | int] = {"x", "divergence"}
 
 
 def main(argv: list[str]) -> int:
     """Evaluate rows, write a table of them, and print their mean."""
     options = parse(make_options(), argv)
-    model = load(options, "logprob")
+    model = load(options)
     if options.data is None:
-        raise UsageError(
-            "sdediff logprob needs data too, such as sdediff logprob run table.csv --out table.csv"
-        )
+        raise UsageError("data are needed too, such as sdediff logprob run table.csv --out logprob.csv")
     tables.check_out(options.out, model.data_shape, (".csv",))
-    names, given = columns(options, model), tables.columns_of(options.data)
+    x, given = tables.read_rows(options.data, model.data_shape, options.limit)
+    names = columns(options, model)
     if names and given and names != given:
         raise ValueError(
-            f"{options.data} has the columns {', '.join(given)} and the model was trained on {', '.join(names)}: give those, in that order"
+            f"{options.data} has the columns {', '.join(given)} and the model was trained on "
+            f"{', '.join(names)}: give those, in that order"
         )
-    x = tables.read_rows(options.data, model.data_shape, options.limit)
     if tables.are_levels(x) and not options.dequantise and options.bin_width is not None:
         print("note      the data are whole numbers: bits per dimension are a bound only with --dequantise")
     x = dequantise(x, options.seed) if options.dequantise else tables.floats(x)
@@ -83,12 +83,12 @@ def make_options() -> ArgumentParser:
     )
     add("--probes", type=int | None, default=None, help="random probes a node of hutchinson; 2 unless told")
     add_solve(parser)
-    parser.add_function_arguments(log_likelihood, skip=HIDDEN | {"x", "divergence"}, as_group=False)
+    parser.add_function_arguments(log_likelihood, skip=HIDDEN | OWN, as_group=False)
     return parser
 
 
 def evaluate(model: DiffusionModel, x: Tensor, batch_size: int | None, **options: Any) -> LogLikelihood:
-    """Log-likelihoods in batches, with a progress bar; rows keep their names, and so their probes, whatever the batch."""
+    """Log-likelihoods in batches, with a progress bar; a row's probes are the same whatever the batch."""
     size = max(1, _BATCH_NUMBERS // model.dim) if batch_size is None else batch_size
     if size < 1:
         raise ValueError(f"batch_size={size}: give a positive number of rows")

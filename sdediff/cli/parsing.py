@@ -6,8 +6,8 @@ import difflib
 import inspect
 import re
 from argparse import ArgumentError
-from itertools import zip_longest
 from collections.abc import Callable, Iterable, Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,11 @@ def nearest(word: str, known: Iterable[str], count: int = 1) -> str:
 class Parser(ArgumentParser):
     """jsonargparse's parser, whose help has no marks of the docstrings it comes from."""
 
-    def format_help(self) -> str:
+    def format_help(self, *args: Any, **options: Any) -> str:
         """The help, without roles such as ``:class:`` and backquotes."""
-        return re.sub(r":\w+:`~?(?:[\w.]+\.)?(\w+)`", r"\1", super().format_help()).replace("``", "")
+        return re.sub(r":\w+:`~?(?:[\w.]+\.)?(\w+)`", r"\1", super().format_help(*args, **options)).replace(
+            "``", ""
+        )
 
 
 def make_parser(command: str, description: str) -> ArgumentParser:
@@ -111,7 +113,7 @@ def value_of(argv: list[str], option: str) -> str | None:
         >>> value_of(["--process", "VE", "--seed=3"], "--seed")
         '3'
     """
-    found = None
+    found: str | None = None
     for word, following in zip_longest(argv, argv[1:]):
         if word == option:
             found = following
@@ -141,22 +143,29 @@ _KINDS = {
 
 
 def _sentence(parser: ArgumentParser, complaint: str) -> str:
-    """Jsonargparse's complaint, which may have many lines, as one sentence."""
-    command = parser.prog
+    """The parser's complaint, which may have many lines, as one sentence."""
     unknown = re.match(r"unrecognized arguments: (.*)", complaint)
     if unknown:
         words = unknown.group(1).split()
         option = next((word.split("=")[0] for word in words if word.startswith("--")), None)
         if option is None:
-            return (
-                f"{command} was given {words[0]!r}, one word too many: {command} --help shows what it takes"
-            )
-        near = nearest(option, [f"--{key}" for key in keys(parser)])
-        return f"{command} has no option {option}: did you mean {near}?"
+            return f"{words[0]!r} is one word too many: {parser.prog} --help shows what it takes"
+        return (
+            f"there is no option {option}: did you mean {nearest(option, [f'--{k}' for k in keys(parser)])}?"
+        )
+    bare = re.match(r"argument (--\S+): expected one argument", complaint)
+    if bare:
+        return f"{bare.group(1)} needs a value: {parser.prog} --help shows which"
     named = re.findall(r'key "([^"]+)"', complaint)
     value = re.search(r"(?:Got value|Given value): (.*)", complaint)
     if not named or not value:
-        return f"{command}: {' '.join(complaint.split())}"
+        return " ".join(complaint.split())
+    needed = " or ".join(_kinds(complaint)) or "another value"
+    return f"--{named[0]} was given {value.group(1)!r}: give {needed}"
+
+
+def _kinds(complaint: str) -> list[str]:
+    """What a complaint says is expected, in words."""
     kinds = []
     for expected in re.findall(r"Expected an? (.+?)(?:\. Got value|\n|$)", complaint):
         name = re.search(r"([A-Za-z]+)(?:'>|$|\[)", expected)
@@ -164,6 +173,4 @@ def _sentence(parser: ArgumentParser, complaint: str) -> str:
             kinds.append("one of " + ", ".join(re.findall(r"'([^']*)'", expected)))
         elif name:
             kinds.append(_KINDS.get(name.group(1), expected))
-    return (
-        f"{command}: --{named[0]} was given {value.group(1)!r}: give {' or '.join(kinds) or 'another value'}"
-    )
+    return kinds

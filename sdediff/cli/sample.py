@@ -23,7 +23,7 @@ KINDS = (".npy", ".npz", ".csv", ".png")
 def main(argv: list[str]) -> int:
     """Draw samples and write them."""
     options = parse(make_options(), argv)
-    model = load(options, "sample")
+    model = load(options)
     tables.check_out(options.out, model.data_shape, KINDS)
     levels = tables.check_levels(options.levels)
     known = inspect.signature(sample).parameters
@@ -63,7 +63,7 @@ def make_options() -> ArgumentParser:
         help="values that are black and white in a .png, such as [0,255]",
     )
     add_solve(parser)
-    skip = HIDDEN | {"n", "eta", "return_log_prob", "return_solution", "dtype", "progress"}
+    skip: set[str | int] = HIDDEN | {"n", "eta", "return_log_prob", "return_solution", "dtype", "progress"}
     parser.add_function_arguments(sample, skip=skip, as_group=False)
     return parser
 

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,54 +18,84 @@ from sdediff.data import read, read_csv
 
 Shape = tuple[int, ...]
 
+#: Which files :func:`read_rows` reads, for the help of options.
+READABLE = ".npy, .npz, .pt or .csv file; file.npz:name takes one of its arrays"
 
-def read_rows(path: str, data_shape: Sequence[int] | None = None, limit: int | None = None) -> Tensor:
-    """Rows of a file, (N, *E), of the file's own dtype.
 
-    An array (N,) becomes N rows of one column, and (N, H, W) images of one channel, unless `data_shape` says how rows are to be read.
+class Rows(NamedTuple):
+    """Rows (N, *E) of the file's own dtype, and the names a CSV file gives its columns."""
+
+    values: Tensor
+    columns: list[str] | None
+
+
+def read_rows(path: str, data_shape: Sequence[int] | None = None, limit: int | None = None) -> Rows:
+    """Rows of a file.
+
+    An array (N,) becomes N rows of one column, (N, H, W) images of one channel, and (N, H, W, C) with C of 1,
+    3 or 4 images with their channels first, unless `data_shape` says how rows are to be read.
 
     Raises:
         ValueError: If rows do not fit the shape, hold NaN, or there are none.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit}: give a positive number of rows")
-    x = read(path)
-    x = x.float() if x.dtype == torch.bool else x
+    x, columns = _read(path)
     if x.ndim == 0 or x.numel() == 0:
         raise ValueError(f"{path} has shape {tuple(x.shape)} and so no rows: give an array of at least one")
     x = x[:limit]
-    finite = torch.isfinite(x).flatten(1 if x.ndim > 1 else 0)
+    x = x[:, None] if x.ndim == 1 else x
+    finite = torch.isfinite(x).flatten(1).all(dim=1)
     if not bool(finite.all()):
-        row = int((~(finite.all(dim=1) if x.ndim > 1 else finite)).nonzero()[0])
+        row = int((~finite).nonzero()[0])
         raise ValueError(
-            f"{path} has NaN or infinite values, first in row {row} (counted from 0): fill them or drop those rows"
+            f"{path} has NaN or infinite values, first in row {row} (counted from 0): fill or drop those rows"
         )
-    if data_shape is not None:
-        return _reshape(x, tuple(data_shape), path)
-    if x.ndim == 1:
-        return x[:, None]
-    return x[:, None] if x.ndim == 3 else x
+    shape = natural_shape(tuple(x.shape[1:])) if data_shape is None else tuple(data_shape)
+    return Rows(_reshape(x, shape, path), columns)
+
+
+def _read(path: str) -> Rows:
+    if Path(path).suffix.lower() == ".csv" and Path(path).is_file():
+        table = read_csv(path)
+        unnamed = [f"column {i + 1}" for i in range(len(table.columns))]
+        return Rows(table.values, None if table.columns == unnamed else table.columns)
+    x = read(path)
+    return Rows(x.float() if x.dtype == torch.bool else x, None)
+
+
+def natural_shape(own: Shape) -> Shape:
+    """The shape in which a model sees rows: images have their channels first.
+
+    Example:
+        >>> natural_shape((28, 28)), natural_shape((32, 32, 3)), natural_shape((5,))
+        ((1, 28, 28), (3, 32, 32), (5,))
+    """
+    if len(own) == 2:
+        return (1, *own)
+    return (own[2], own[0], own[1]) if _channels_last(own) else own
+
+
+def _channels_last(own: Shape) -> bool:
+    return len(own) == 3 and own[2] in (1, 3, 4) and own[0] not in (1, 3, 4)
 
 
 def _reshape(x: Tensor, shape: Shape, path: str) -> Tensor:
     own = tuple(x.shape[1:])
+    if _channels_last(own) and shape == natural_shape(own):
+        return x.permute(0, 3, 1, 2).contiguous()
     squeezed = [tuple(n for n in s if n != 1) for s in (own, shape)]
-    flat = len(own) == 1 and math.prod(own) == math.prod(shape)  # images as rows of a table
+    flat = 1 in (len(own), len(shape)) and math.prod(own) == math.prod(shape)  # an image as a row of a table
     if min(shape, default=0) > 0 and (squeezed[0] == squeezed[1] or flat):
         return x.reshape(len(x), *shape)
-    what = (
-        f"{own[0]} columns"
-        if len(own) == 1
-        else f"rows of shape {own}"
-        if own
-        else "a single number in a row"
-    )
-    wanted = f"{shape[0]} columns" if len(shape) == 1 else f"rows of shape {shape}"
-    raise ValueError(f"{path} has {what} where {wanted} are needed: give data of that shape")
+    has, needed = (f"{s[0]} columns" if len(s) == 1 else f"rows of shape {s}" for s in (own, shape))
+    raise ValueError(f"{path} has {has} where {needed} are needed: give data of that shape")
 
 
 def split(x: Tensor, val_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Training and held-out rows: shuffled by ``numpy.random.default_rng(seed).permutation``, the last part held out.
+    """Training and held-out rows.
+
+    They are shuffled by ``numpy.random.default_rng(seed).permutation``, and the last part is held out.
 
     Raises:
         ValueError: If the fraction leaves no row to train on.
@@ -77,7 +108,7 @@ def split(x: Tensor, val_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     held = math.ceil(val_fraction * len(x)) if val_fraction else 0
     if len(x) - held < 2:
         raise ValueError(
-            f"{len(x)} rows less {held} held out are too few to train on: give more rows or a smaller val_fraction"
+            f"{len(x)} rows less {held} held out are too few to train on: give more or a smaller val_fraction"
         )
     return x[order[: len(x) - held]], x[order[len(x) - held :]]
 
@@ -85,14 +116,6 @@ def split(x: Tensor, val_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
 def floats(x: Tensor) -> Tensor:
     """Rows in torch's default dtype, unless they are floating already."""
     return x if x.is_floating_point() else x.to(torch.get_default_dtype())
-
-
-def columns_of(path: str) -> list[str] | None:
-    """Column names in the first line of a CSV file; None where there are none."""
-    if Path(path).suffix.lower() != ".csv":
-        return None
-    columns = read_csv(path).columns
-    return None if columns == [f"column {i + 1}" for i in range(len(columns))] else columns
 
 
 def are_levels(x: Tensor) -> bool:
@@ -108,7 +131,7 @@ def check_levels(levels: Sequence[float] | None) -> tuple[float, ...] | None:
     """
     if levels is not None and (len(levels) != 2 or not levels[0] < levels[1]):
         raise ValueError(
-            f"levels={list(levels)}: give the value that is black and a larger one that is white, such as [0,255]"
+            f"levels={list(levels)}: give the value of black and a larger one of white, such as [0,255]"
         )
     return None if levels is None else tuple(levels)
 
@@ -123,13 +146,12 @@ def check_out(path: str, data_shape: Shape, kinds: Iterable[str]) -> None:
     suffix, kinds = Path(path).suffix.lower(), tuple(kinds)
     if suffix not in kinds:
         raise ValueError(f"--out {path} is of no kind that can be written: give one of {', '.join(kinds)}")
-    if suffix == ".csv" and len(data_shape) != 1 and ".npy" in kinds:
+    images = len(data_shape) == 3 and data_shape[0] in (1, 3)
+    table = len(data_shape) == 1 or ".npy" not in kinds
+    if (suffix == ".csv" and not table) or (suffix == ".png" and not images):
+        what = "rows of numbers" if suffix == ".csv" else "images of 1 or 3 channels"
         raise ValueError(
-            f"a CSV file holds rows of numbers and the model's data have shape {data_shape}: give --out samples.npy"
-        )
-    if suffix == ".png" and not (len(data_shape) == 3 and data_shape[0] in (1, 3)):
-        raise ValueError(
-            f"a PNG file holds images of 1 or 3 channels and the model's data have shape {data_shape}: give --out samples.npy"
+            f"a {suffix} file holds {what} and the model's data have shape {data_shape}: give --out a.npy"
         )
     folder = Path(path).resolve().parent
     if not folder.is_dir():

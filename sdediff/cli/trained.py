@@ -16,7 +16,7 @@ from solvers import GRIDS
 from .parsing import UsageError
 
 #: Parameters that are offered in another form, or make no sense in words.
-HIDDEN = {"model", "solver", "grid", "prior", "cond", "indices"}
+HIDDEN: set[str | int] = {"model", "solver", "grid", "prior", "cond", "indices"}
 
 
 def add_solve(parser: ArgumentParser) -> None:
@@ -30,12 +30,13 @@ def add_solve(parser: ArgumentParser) -> None:
         default=None,
         help="in place of the model's own",
     )
-    add(
-        "--device",
-        type=str | None,
-        default=None,
-        help="where to compute; a GPU where torch has one, else the CPU",
-    )
+    add_device(parser)
+
+
+def add_device(parser: ArgumentParser) -> None:
+    """``--device``."""
+    text = "where to compute, such as cuda:1; a GPU where torch has one, else the CPU"
+    parser.add_argument("--device", type=str | None, default=None, help=text)
 
 
 def model_file(path: str) -> Path:
@@ -49,24 +50,27 @@ def model_file(path: str) -> Path:
         return file
     if not (file / "model.safetensors").is_file():
         raise FileNotFoundError(
-            f"{path} is a folder without a model.safetensors: give a run that sdediff train has finished, or a model's file"
+            f"{path} is a folder without a model.safetensors: give a finished run of sdediff train, or a file"
         )
     return file / "model.safetensors"
 
 
-def load(options: Namespace, command: str) -> DiffusionModel:
+def load(options: Namespace) -> DiffusionModel:
     """The model that the options name, on its device."""
     if options.model is None:
-        raise UsageError(f"sdediff {command} needs a model: give the folder of a run, or a .safetensors file")
+        raise UsageError("a model is needed: give the folder of a run, or a .safetensors file")
     return sdediff.load(model_file(options.model), device=device_of(options.device))
 
 
 def device_of(name: str | None) -> torch.device:
     """The device of a name, or the GPU where there is one."""
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise UsageError(f"there is no device {name!r}: give cpu, cuda or cuda:1") from error
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"torch cannot compute on {name!r} here ({reason}): give --device cpu") from error
+    return torch.device(name)
 
 
 def columns(options: Namespace, model: DiffusionModel) -> list[str] | None:
