@@ -1,0 +1,130 @@
+"""Write the tables of the documentation from the code: `python docs/make_tables.py` (a test says when to).
+
+Between a line `<!-- table: name -->` and the next `<!-- end -->` of a page, the table of that name is put.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import torch
+
+import sdediff
+import solvers
+
+FOLDER = Path(__file__).resolve().parent
+MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+STEPS = 8
+
+
+def evaluations_per_step(solver: solvers.Solver) -> str:
+    """Network evaluations of one step, counted."""
+    if solver.adaptive:
+        return "own steps"
+    process = sdediff.VP()
+    problem = solvers.SemiLinear(process, lambda t, x: torch.zeros_like(x), eta=solver.default_eta)
+    solution = solvers.solve(problem, torch.ones(1, 2), solver=solver, steps=STEPS)
+    return f"{int(solution.nfe[0]) / STEPS:g}"
+
+
+def number(value: float | None) -> str:
+    """An order; 0 and None mean that there is none to state."""
+    return f"{value:g}" if value else "–"
+
+
+def source(solver: solvers.Solver) -> str:
+    """The first reference of the docstring."""
+    text = inspect.getdoc(type(solver)) or ""
+    found = re.search(r"References:\n((?: +.*\n?)+)", text)
+    where = found[1] if found else (re.search(r"\(([^()]*\d{4}[^()]*)\)", text) or ["", "textbook"])[1]
+    return " ".join(where.split()).split(";")[0].rstrip(".")
+
+
+def solver_table() -> str:
+    """Native solvers by name."""
+    lines = [
+        "| name | class | equation | order | weak order | evaluations a step | default steps | source |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name in solvers.available():
+        if "/" in name:
+            continue
+        solver = solvers.get(name)
+        equation = "SDE" if solver.default_eta else "ODE, SDE by `eta=`" if solver.stochastic else "ODE"
+        cells = [
+            f"`{name}`",
+            f"`{type(solver).__name__}`",
+            equation + (", adaptive" if solver.adaptive else ""),
+            number(solver.order),
+            number(solver.weak_order),
+            evaluations_per_step(solver),
+            "–" if solver.adaptive else str(solver.default_steps),
+            source(solver),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def foreign_table() -> str:
+    """Other libraries' methods."""
+    lines = ["| library | methods | equation | batch shares its steps |", "|---|---|---|---|"]
+    names = [name for name in solvers.available() if "/" in name]
+    for library in sorted({name.split("/")[0] for name in names}):
+        methods = [name for name in names if name.startswith(library + "/")]
+        example = solvers.get(methods[0])
+        listed = ", ".join(f"`{name}`" for name in methods)
+        kind = "SDE" if example.default_eta else "ODE"
+        lines.append(f"| {library} | {listed} | {kind} | {'yes' if example.batch_coupled else 'no'} |")
+    return "\n".join(lines) + "\n"
+
+
+def process_table() -> str:
+    """Processes with their intervals."""
+    lines = [
+        "| class | alpha(t) | sigma(t) | g(t)^2 | t_min | t_max | lam at the ends | default grid |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    formulas = {
+        "VP": (r"$e^{-B/2}$", r"$\sqrt{1-e^{-B}}$", r"$\beta$"),
+        "SubVP": (r"$e^{-B/2}$", r"$1-e^{-B}$", r"$\beta(1-e^{-2B})$"),
+        "VE": (
+            r"$1$",
+            r"$\sigma_{\min}(\sigma_{\max}/\sigma_{\min})^t$",
+            r"$2\sigma^2\ln(\sigma_{\max}/\sigma_{\min})$",
+        ),
+        "Cosine": (r"$\cos(\pi t/2)$", r"$\sin(\pi t/2)$", r"$\pi\tan(\pi t/2)$"),
+        "EDM": (r"$1$", r"$t$", r"$2t$"),
+        "RectifiedFlow": (r"$1-t$", r"$t$", r"$2t/(1-t)$"),
+    }
+    for name, (alpha, sigma, square) in formulas.items():
+        process = getattr(sdediff, name)()
+        ends = ", ".join(f"{float(process.lam(t)):.2f}" for t in (process.t_min, process.t_max))
+        lines.append(
+            f"| `{name}` | {alpha} | {sigma} | {square} | {process.t_min:g} | {process.t_max:g} | {ends} "
+            f"| {process.grid} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+TABLES = {"solvers": solver_table, "foreign": foreign_table, "processes": process_table}
+
+
+def filled(text: str) -> str:
+    """A page with its tables made anew."""
+    return MARKED.sub(lambda found: found[1] + TABLES[found[2]]() + found[3], text)
+
+
+def main() -> None:
+    """Rewrite the pages whose tables changed."""
+    for path in sorted(FOLDER.glob("*.md")):
+        old = path.read_text(encoding="utf-8")
+        new = filled(old)
+        if new != old:
+            path.write_text(new, encoding="utf-8")
+            print(f"rewrote {path.name}")
+
+
+if __name__ == "__main__":
+    main()
