@@ -29,7 +29,7 @@ class _Active:
 
     row: Tensor
     t: Tensor
-    h: Tensor
+    t_next: Tensor
     x: Tensor
     slope: Tensor
     ratio: Tensor
@@ -37,6 +37,11 @@ class _Active:
     accepted: Tensor
     rejected: Tensor
     error: Tensor
+
+    @property
+    def h(self) -> Tensor:
+        """The step now tried; t_next is what is stored, so that the end is hit exactly."""
+        return self.t_next - self.t
 
     def select(self, keep: Tensor) -> _Active:
         return _Active(**{f.name: getattr(self, f.name)[keep] for f in fields(self)})
@@ -49,13 +54,13 @@ def adapt(solver: AdaptiveRungeKutta, problem: Problem, x: Tensor, request: Requ
     result = _Result(x, start, request)
     min_step = solver.min_step * abs(end - start)
     while len(active.row):
-        k = stages(solver.tableau, problem, active.t, active.h, active.x, first=active.slope)
+        k = stages(solver.tableau, problem, active.t, active.t_next, active.x, first=active.slope)
         wide = expand(active.h, x)
         x_new = combine(active.x, wide, solver.tableau.b, k)
         local = combine(torch.zeros_like(x_new), wide, solver.tableau.b_error or (), k)
         ratio = _norm(local, active.x, x_new, solver)
         accept = ratio <= 1  # False for NaN
-        last = k[-1] if solver.tableau.fsal else problem.velocity(active.t + active.h, x_new)
+        last = k[-1] if solver.tableau.fsal else problem.velocity(active.t_next, x_new)
         if request.dual is not None:
             weight = request.dual(active.t, active.x, k[0])
             active.error = active.error + torch.where(accept, (weight * local).flatten(1).sum(1).abs(), 0.0)
@@ -74,10 +79,10 @@ def _begin(solver: AdaptiveRungeKutta, problem: Problem, x: Tensor, start: float
     wide = torch.float32 if x.device.type == "mps" else torch.float64
     t = torch.full((len(x),), start, dtype=wide, device=x.device)
     slope = problem.velocity(t, x)
-    h = _first_step(solver, problem, t, x, slope, end)
+    t_next = _propose(t, _first_step(solver, problem, t, x, slope, end), end)
     nfe, zero = (torch.full((len(x),), n, device=x.device) for n in (2, 0))
     row = torch.arange(len(x), device=x.device)
-    return _Active(row, t, h, x, slope, torch.ones_like(t), nfe, zero, zero, x.new_zeros(len(x)))
+    return _Active(row, t, t_next, x, slope, torch.ones_like(t), nfe, zero, zero, x.new_zeros(len(x)))
 
 
 def _first_step(
@@ -88,7 +93,8 @@ def _first_step(
     guess = torch.where((size < 1e-5) | (speed < 1e-5), 1e-6, 0.01 * size / speed).clamp(max=abs(span))
     guess = torch.nan_to_num(guess, nan=1e-6 * abs(span))
     signed = math.copysign(1.0, span) * guess
-    ahead = problem.velocity(t + signed, combine(x, expand(signed, x), (1.0,), [slope]))
+    probe = (t + signed).clamp(min(float(t[0]), end), max(float(t[0]), end))
+    ahead = problem.velocity(probe, combine(x, expand(signed, x), (1.0,), [slope]))
     bend = torch.nan_to_num(_norm(ahead - slope, x, x, solver) / guess, nan=math.inf)
     steep = torch.maximum(speed, bend)
     step = torch.where(steep <= 1e-15, (1e-3 * guess).clamp(min=1e-6), (0.01 / steep) ** (1 / solver.order))
@@ -122,26 +128,21 @@ def _advance(
     growth = _SAFETY * ratio.clamp(min=1e-10) ** (-0.7 / order) * active.ratio ** (0.4 / order)
     growth = torch.nan_to_num(growth, nan=_SHRINK).clamp(_SHRINK, _GROW)
     growth = torch.where(accept, growth, growth.clamp(max=_SAFETY))
-    active.t = torch.where(accept, active.t + active.h, active.t)
     active.x = torch.where(expand(accept, x_new), x_new, active.x)
     active.slope = torch.where(expand(accept, x_new), last, active.slope)
     active.ratio = torch.where(accept, ratio.clamp(min=1e-4), active.ratio)
     active.nfe = active.nfe + len(solver.tableau.b) - (1 if solver.tableau.fsal else 0)
     active.accepted, active.rejected = active.accepted + accept, active.rejected + ~accept
-    remaining = end - active.t
     step = active.h * growth
-    # A step that would leave a sliver behind is stretched or halved; none passes the end.
-    step = torch.where(
-        step.abs() >= remaining.abs(),
-        remaining,
-        torch.where(2 * step.abs() > remaining.abs(), remaining / 2, step),
-    )
-    # t + h must hit the end exactly, else a sliver of rounding remains.
-    arrived = remaining.abs() <= 4 * torch.finfo(remaining.dtype).eps * torch.maximum(
-        active.t.abs(), torch.full_like(remaining, abs(end))
-    )
-    active.t = torch.where(arrived, end, active.t)
-    active.h = step
+    active.t = torch.where(accept, active.t_next, active.t)
+    active.t_next = _propose(active.t, step, end)
+
+
+def _propose(t: Tensor, step: Tensor, end: float) -> Tensor:
+    """Time after a step: the end where the step would reach it, half-way where it would leave a sliver."""
+    remaining = end - t
+    halved = torch.where(2 * step.abs() > remaining.abs(), remaining / 2, step)
+    return torch.where(step.abs() >= remaining.abs(), end, t + halved)
 
 
 def _status(active: _Active, ratio: Tensor, min_step: float, max_nfe: int, end: float) -> Tensor:

@@ -29,10 +29,12 @@ class GaussianCoordinates:
 
     Args:
         problem: A deterministic semi-linear problem.
+        times: Ends of the interval of times.
     """
 
-    def __init__(self, problem: SemiLinear) -> None:
+    def __init__(self, problem: SemiLinear, times: tuple[float, ...]) -> None:
         self.problem, self.variance = problem, problem.scale**2
+        self.low, self.high = min(times), max(times)
 
     @property
     def process(self) -> Schedule:
@@ -41,6 +43,10 @@ class GaussianCoordinates:
     def clock(self, t: float) -> float:
         """``s = -lam(t)``; infinite where alpha or sigma vanishes."""
         return -float(self.process.lam(torch.tensor(t, dtype=torch.float64)))
+
+    def time(self, s: Tensor) -> Tensor:
+        """The time of clock s, inside the interval whatever rounding the way through lam did."""
+        return self.process.time(-s).clamp(self.low, self.high)
 
     def spread(self, s: Tensor) -> Tensor:
         """``q = sqrt(l + sigma~^2)`` at clock s."""
@@ -63,7 +69,7 @@ class GaussianCoordinates:
 
     def drift(self, s: Tensor, y: Tensor, *per_sample: Tensor) -> Tensor:
         """``dy/ds``, with s float64 () or (B,)."""
-        t = self.process.time(-s)
+        t = self.time(s)
         denoised = self.problem.denoiser(t, self.to_x(s, t, y), *per_sample)
         inverse = expand((1 / self.spread(s)).to(y.dtype), y)
         return (self.variance * inverse * y - denoised + self.centre(y)) * inverse
@@ -82,7 +88,7 @@ def in_gaussian_coordinates(
     """Run `solve` in Gaussian coordinates where the problem has them; the result is in x and t either way."""
     if not isinstance(problem, SemiLinear):
         return solve(problem, x, request)
-    coordinates = GaussianCoordinates(problem)
+    coordinates = GaussianCoordinates(problem, request.times)
     clock = [coordinates.clock(t) for t in request.times]
     if not all(math.isfinite(s) for s in clock):  # alpha = 0 at the end: the velocity form is regular there
         return solve(problem, x, replace(request, dual=None))
@@ -93,7 +99,7 @@ def in_gaussian_coordinates(
     solution = solve(
         _ClockODE(coordinates.drift, problem.per_sample), coordinates.to_y(request.times[0], x), inner
     )
-    t = torch.where(solution.ok, request.times[-1], problem.process.time(-solution.t))
+    t = torch.where(solution.ok, request.times[-1], coordinates.time(solution.t))
     path = None
     if solution.path is not None and request.save_at is not None:
         when = torch.tensor(request.save_at, dtype=torch.float64, device=x.device)
@@ -107,7 +113,7 @@ def _dual(request: Request, coordinates: GaussianCoordinates) -> Callable[[Tenso
 
     def dual(s: Tensor, y: Tensor, dy: Tensor) -> Tensor:
         assert request.dual is not None
-        t = coordinates.process.time(-s)
+        t = coordinates.time(s)
         q, alpha = (expand(v.to(y.dtype), y) for v in (coordinates.spread(s), coordinates.process.alpha(t)))
         # D from dy/ds, so that no evaluation is spent.
         denoised = coordinates.variance * y / q - q * dy + coordinates.centre(y)

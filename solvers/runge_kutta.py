@@ -61,6 +61,9 @@ class Tableau:
             close(sum(b * c ** (q - 1) for b, c in zip(self.b, self.c, strict=True)), 1 / q) for q in powers
         ):
             raise ValueError(f"the weights do not meet the quadrature conditions of order {self.order}")
+        for weights in (self.b_error, self.dense):
+            if weights is not None and len(weights) != stages:
+                raise ValueError(f"a tableau of {stages} stages needs {stages} error weights and dense rows")
         if self.b_error is not None and not close(sum(self.b_error), 0.0):
             raise ValueError("the error weights must sum to 0")
         if self.dense is not None and not all(
@@ -121,14 +124,20 @@ def combine(x: Tensor, h: Any, weights: Row, k: list[Tensor]) -> Tensor:
 
 
 def stages(
-    tableau: Tableau, problem: Problem, t: Time, h: Time, x: Tensor, first: Tensor | None = None
+    tableau: Tableau, problem: Problem, t: Time, t_next: Time, x: Tensor, first: Tensor | None = None
 ) -> list[Tensor]:
     """The slopes k_i of one step; `first` when k_1 is known already."""
+    h = t_next - t
     wide = expand(h, x)
     k = [problem.velocity(t, x) if first is None else first]
     for node, row in zip(tableau.c[1:], tableau.a[1:], strict=True):
-        k.append(problem.velocity(t + node * h, combine(x, wide, row, k)))
+        k.append(problem.velocity(stage_time(t, t_next, node), combine(x, wide, row, k)))
     return k
+
+
+def stage_time(t: Any, t_next: Any, node: float) -> Any:
+    """Time of a stage; exactly t_next where the node is 1, lest rounding leave the interval."""
+    return t_next if node == 1.0 else t + node * (t_next - t)
 
 
 class RungeKutta(StepSolver):
@@ -152,11 +161,11 @@ class RungeKutta(StepSolver):
         self.order = tableau.order  # type: ignore[misc]
 
     def stage_times(self, t: float, t_next: float) -> tuple[float, ...]:
-        return tuple(t + node * (t_next - t) for node in self.tableau.c)
+        return tuple(stage_time(t, t_next, node) for node in self.tableau.c)
 
     def step(self, problem: Problem, t: float, t_next: float, x: Tensor, state: Any, noise: Noise) -> Step:
         h = t_next - t
-        k = stages(self.tableau, problem, t, h, x, first=state)
+        k = stages(self.tableau, problem, t, t_next, x, first=state)
         error = combine(torch.zeros_like(x), h, self.tableau.b_error, k) if self.tableau.b_error else None
         return Step(combine(x, h, self.tableau.b, k), error, k[-1] if self.tableau.fsal else None)
 
