@@ -64,7 +64,7 @@ def adapt(solver: AdaptiveRungeKutta, problem: Problem, x: Tensor, request: Requ
         if request.dual is not None:
             weight = request.dual(active.t, active.x, k[0])
             active.error = active.error + torch.where(accept, (weight * local).flatten(1).sum(1).abs(), 0.0)
-        result.save(active, accept, k, solver.tableau.dense)
+        result.save(active, accept, k, solver.tableau.dense, x_new, last)
         _advance(active, solver, accept, ratio, x_new, last, end)
         status = _status(active, ratio, min_step, solver.max_nfe, end)
         done = status >= 0
@@ -170,23 +170,29 @@ class _Result:
             self.path = x.new_full((len(self.save_at), *x.shape), math.nan)
             self.path[self.save_at == start] = x
 
-    def save(self, active: _Active, accept: Tensor, k: list[Tensor], dense: Any) -> None:
-        """Interpolate at the times asked for that the accepted steps have just covered."""
+    def save(
+        self, active: _Active, accept: Tensor, k: list[Tensor], dense: Any, x_new: Tensor, last: Tensor
+    ) -> None:
+        """Interpolate at the times asked for that the accepted steps have just covered.
+
+        With the tableau's dense output, or the cubic Hermite polynomial where it has none.
+        """
         if self.save_at is None or self.path is None:
             return
         theta = (self.save_at[:, None] - active.t) / active.h
-        # The end itself may lie a rounding error beyond the last step.
-        when, who = ((theta > 0) & (theta <= 1 + 1e-12) & accept).nonzero(as_tuple=True)
+        when, who = ((theta > 0) & (theta <= 1) & accept).nonzero(as_tuple=True)
         if not len(when):
             return
+        at = theta[when, who].to(self.path.dtype)
+        x, h = active.x[who], expand(active.h[who].to(self.path.dtype), active.x)
         if dense is None:
-            raise TypeError("this method has no dense output: save on a fixed grid, or take dopri5")
-        powers = theta[when, who, None].to(self.path.dtype) ** torch.arange(
-            1, len(dense[0]) + 1, device=theta.device
-        )
-        weights = powers @ torch.tensor(dense, dtype=self.path.dtype, device=theta.device).T
-        slope = sum(expand(weights[:, i], k[0]) * k[i][who] for i in range(len(dense)) if any(dense[i]))
-        value = active.x[who] + expand(active.h[who].to(self.path.dtype), active.x) * slope
+            u, rise = expand(at, x), x_new[who] - x
+            bend = (1 - 2 * u) * rise + (u - 1) * h * k[0][who] + u * h * last[who]
+            value = x + u * rise + u * (u - 1) * bend
+        else:
+            powers = at[:, None] ** torch.arange(1, len(dense[0]) + 1, device=at.device)
+            weights = powers @ torch.tensor(dense, dtype=at.dtype, device=at.device).T
+            value = x + h * sum(expand(weights[:, i], x) * k[i][who] for i in range(len(k)) if any(dense[i]))
         self.path = self.path.index_put((when, active.row[who]), value)
 
     def finish(self, active: _Active, status: Tensor, done: Tensor) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from .noise import Noise
 from .problems import Problem, Time, expand
 from .solution import Solution
-from .solver import Request, Solver, Step, StepSolver
+from .solver import Request, Solver, Step, StepSolver, check_tolerances
 
 Row = tuple[float, ...]
 
@@ -231,15 +231,8 @@ class AdaptiveRungeKutta(Solver):
             raise ValueError(
                 "an adaptive method needs a tableau with error weights: give b_error, or use RungeKutta"
             )
-        if not (rtol > 0 and atol > 0):
-            raise ValueError(f"rtol={rtol}, atol={atol}: give positive tolerances")
-        self.tableau, self.rtol, self.atol, self.max_nfe, self.min_step = (
-            tableau,
-            rtol,
-            atol,
-            max_nfe,
-            min_step,
-        )
+        self.rtol, self.atol = check_tolerances(rtol, atol)
+        self.tableau, self.max_nfe, self.min_step = tableau, max_nfe, min_step
         self.order = tableau.order  # type: ignore[misc]
 
     def integrate(self, problem: Problem, x: Tensor, request: Request) -> Solution:

@@ -44,6 +44,13 @@ class Request:
     dual: Dual | None = None
 
 
+def check_tolerances(rtol: float, atol: float) -> tuple[float, float]:
+    """Return tolerances that are usable, raise ValueError for others."""
+    if not (rtol > 0 and atol > 0):
+        raise ValueError(f"rtol={rtol}, atol={atol}: give positive tolerances")
+    return rtol, atol
+
+
 class Solver(ABC):
     """A numerical method for ODEs or SDEs on batches.
 

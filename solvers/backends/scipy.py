@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..problems import ODE, Problem, counted
 from ..solution import Solution, Status, uniform_solution
-from ..solver import Request, Solver
+from ..solver import Request, Solver, check_tolerances
 
 METHODS = {"RK45": 5, "RK23": 3, "DOP853": 8, "Radau": 5, "BDF": 5, "LSODA": 5}
 _EXPLICIT = ("RK45", "RK23", "DOP853")
@@ -30,7 +30,7 @@ class SciPy(Solver):
         atol: Absolute tolerance.
 
     Raises:
-        ValueError: For an unknown method.
+        ValueError: For an unknown method, or a tolerance that is not positive.
     """
 
     adaptive = True
@@ -39,7 +39,8 @@ class SciPy(Solver):
     def __init__(self, method: str = "RK45", rtol: float = 1e-5, atol: float = 1e-5) -> None:
         if method not in METHODS:
             raise ValueError(f"SciPy has no method {method!r}: take one of {', '.join(METHODS)}")
-        self.method, self.rtol, self.atol = method, rtol, atol
+        self.method = method
+        self.rtol, self.atol = check_tolerances(rtol, atol)
         self.order = float(METHODS[method])  # type: ignore[misc]
 
     @property

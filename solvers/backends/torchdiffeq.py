@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..problems import ODE, Problem, counted
 from ..solution import Solution, Status, uniform_solution
-from ..solver import Request, Solver
+from ..solver import Request, Solver, check_tolerances
 
 # Its Adams methods are left out: their coefficients suppose equal steps, which a grid need not have.
 _FIXED = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}
@@ -30,13 +30,14 @@ class TorchDiffEq(Solver):
         atol: Absolute tolerance (adaptive methods).
 
     Raises:
-        ValueError: For an unknown method.
+        ValueError: For an unknown method, or a tolerance that is not positive.
     """
 
     def __init__(self, method: str = "dopri5", rtol: float = 1e-5, atol: float = 1e-5) -> None:
         if method not in METHODS:
             raise ValueError(f"torchdiffeq has no method {method!r}: take one of {', '.join(METHODS)}")
-        self.method, self.rtol, self.atol = method, rtol, atol
+        self.method = method
+        self.rtol, self.atol = check_tolerances(rtol, atol)
         self.adaptive = self.batch_coupled = method in _ADAPTIVE
         self.order = float(_ADAPTIVE.get(method) or _FIXED[method])  # type: ignore[misc]
 
