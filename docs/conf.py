@@ -34,6 +34,8 @@ napoleon_numpy_docstring = False
 
 html_theme = "furo"
 html_title = f"{project} {release}"
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
 
 # Docstrings write shapes as they are read, (B, *E); to reStructuredText a bare star opens an emphasis.
 LITERAL_OR_STAR = re.compile(r"``.*?``|`[^`]*`|(?<=[ (])\*(?=(E|shape|data_shape)\b)")
