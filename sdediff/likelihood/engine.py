@@ -42,7 +42,8 @@ from .quadrature import clustered_rule, spline_weights
 from .result import LogLikelihood
 
 EXACT_UP_TO = 64  # dimensions up to which the exact trace is the default
-_ROWS = 4096  # (sample, node) pairs whose trace is evaluated at once
+# A trace keeps the network's activations at so many (sample, node) pairs, or so many numbers in all of them.
+_ROWS, _NUMBERS = 4096, 1 << 17
 DEFAULT_NODES = 65
 _CENTRE = 0.4  # noise level around which nodes cluster, in standard deviations of the data
 
@@ -260,8 +261,9 @@ def _integrate(
     times = torch.tensor(rule.times, dtype=torch.float64, device=device)
     alpha = model.process.alpha(times)
     parts = []
-    for start in range(0, len(points), _ROWS):
-        here = slice(start, start + _ROWS)
+    size = min(_ROWS, max(1, _NUMBERS // model.dim))
+    for start in range(0, len(points), size):
+        here = slice(start, start + size)
         c = None if cond is None else cond[who[here]]
         denoise = partial(model.problem(0.0, c).denoise, times[node[here]])
         parts.append(divergence.trace(denoise, points[here], rows.to(device)[who[here]], node[here], seed))
