@@ -20,8 +20,8 @@ from . import tables
 from .parsing import UsageError, make_parser, parse
 from .trained import HIDDEN, add_solve, columns, describe, load
 
-#: Numbers in a batch of data, whose trace is taken at all nodes at once.
-_BATCH_NUMBERS = 1 << 13
+#: Numbers in a batch of data; the progress bar moves once a batch.
+_BATCH_NUMBERS = 1 << 15
 OWN: set[str | int] = {"x", "divergence"}
 
 

@@ -113,7 +113,7 @@ def _add_part(parser: ArgumentParser, part: str, chosen: str | None) -> None:
     kind = kind if chosen else kind | None
     group.add_argument(f"--{part}.name", type=kind, default=chosen, help=f"--{part} for short")
     if chosen is not None:
-        skip: set[str | int] = set(FROM_DATA) | set(CONDITIONS)
+        skip: set[str | int] = {*FROM_DATA, *CONDITIONS}
         group.add_class_arguments(registry[chosen], part, as_group=False, skip=skip, instantiate=False)
 
 
