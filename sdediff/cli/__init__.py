@@ -14,7 +14,7 @@ __all__ = ["main"]
 
 #: Commands; each is the module of its name in this package, with a function main(argv) -> status.
 COMMANDS = {
-    "demo": "train, sample and compute likelihoods on a small problem, to see all of it work",
+    "demo": "train on digits, compare solvers, evaluate likelihoods: all of it in minutes",
     "train": "train a model on the rows of a file",
     "sample": "draw samples of a trained model",
     "logprob": "log-likelihoods of the rows of a file, with their errors",

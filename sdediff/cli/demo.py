@@ -1,17 +1,20 @@
-"""``sdediff demo``: all of it on a small problem."""
+"""``sdediff demo``: all of it on the digits of scikit-learn."""
 
 from __future__ import annotations
+
+import sys
+
+from sdediff import demo
 
 from .parsing import make_parser, parse
 
 
 def main(argv: list[str]) -> int:
     """Run :func:`sdediff.demo.run`."""
-    parser = make_parser("demo", "Train, sample and compute likelihoods on a small problem.")
+    parser = make_parser("demo", "Train on digits, compare solvers, evaluate likelihoods; takes minutes.")
     parser.add_argument("--out", type=str, default="sdediff-demo", help="folder for what it writes")
-    parser.add_argument("--seed", type=int, default=0, help="seed of all randomness")
+    parser.add_function_arguments(demo.run, skip={"out", "settings"}, as_group=False)
+    parser.set_defaults(progress=sys.stderr.isatty())
     options = parse(parser, argv)
-    from sdediff import demo
-
-    demo.run(out=options.out, seed=options.seed)
+    demo.run(**options.as_dict())
     return 0

@@ -23,8 +23,8 @@ PACKAGES = (
     "pillow", "tqdm", "jsonargparse", "pyyaml",
 )  # fmt: skip
 N = 4000
-#: Standard errors that a mean of samples may be off; of the six compared, two in 1e11 right ones are. With the
-#: seeds fixed, the outcome is the same at every run.
+#: Standard errors that a mean of samples may be off; of the six compared, two in 1e11 right ones are. With
+#: the seeds fixed, the outcome is the same at every run.
 WITHIN = 7.0
 
 
