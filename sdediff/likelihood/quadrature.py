@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy.interpolate import CubicSpline
-from scipy.special import ndtr
 
 
 def spline_weights(nodes: np.ndarray) -> np.ndarray:
@@ -20,6 +18,8 @@ def spline_weights(nodes: np.ndarray) -> np.ndarray:
         >>> round(float(spline_weights(nodes) @ nodes**3), 12)
         0.25
     """
+    from scipy.interpolate import CubicSpline  # here: importing it changes the filters of warnings
+
     if len(nodes) < 4:  # a spline needs four points: the trapezoidal rule
         steps = np.diff(nodes) / 2
         return np.append(steps, 0.0) + np.insert(steps, 0, 0.0)
@@ -54,6 +54,7 @@ def clustered_rule(
             f"nodes={n}: give a multiple of 4 plus 1, such as 33, 65 or 129, so that every other node makes "
             "a rule too"
         )
+    from scipy.special import ndtr
 
     def mass(s: np.ndarray) -> np.ndarray:
         return (s - low) / (high - low) + ndtr(s - centre) - ndtr(low - centre)
