@@ -144,7 +144,7 @@ class PredictorCorrector(StepSolver):
 class StepDoubling(StepSolver):
     r"""A deterministic solver with an estimate of each step's error, from two steps of half its length.
 
-    .. math:: e = (x_{two} - x_{one})\,/\,(1 - 2^{-p})
+    .. math:: e = (x_{two} - x_{one})\,/\,(2^p - 1)
 
     The finer result is kept. Three times the evaluations of the solver alone; history is not carried between
     steps.
@@ -152,11 +152,18 @@ class StepDoubling(StepSolver):
     Args:
         solver: A fixed-grid solver of ODEs of order p.
 
+    Raises:
+        TypeError: If the solver chooses its own steps, or adds noise of its own.
+
     References:
         Hairer, Norsett & Wanner (1993), Solving ODEs I, section II.4, Eq. 4.4.
     """
 
     def __init__(self, solver: StepSolver) -> None:
+        if not isinstance(solver, StepSolver) or solver.noisy:
+            raise TypeError(
+                f'the error of {solver!r} is not seen by halving its steps: take an ODE solver such as "heun"'
+            )
         self.solver = solver
         self.order = solver.order  # type: ignore[misc]
         self.needs_linear_part, self.default_steps = solver.needs_linear_part, solver.default_steps
@@ -175,7 +182,7 @@ class StepDoubling(StepSolver):
         whole = self.solver.step(problem, t, t_next, x, None, noise).x
         half = self.solver.step(problem, t, middle, x, None, noise).x
         fine = self.solver.step(problem, middle, t_next, half, None, noise).x
-        return Step(fine, (fine - whole) / (1 - 2.0**-self.order))
+        return Step(fine, (fine - whole) / (2.0**self.order - 1))
 
     def __repr__(self) -> str:
         return f"StepDoubling({self.solver!r})"
