@@ -72,6 +72,18 @@ class Tableau:
             raise ValueError("the dense output must end in the solution")
 
     @property
+    def interpolant(self) -> tuple[Row, ...]:
+        """Rows as in `dense`, for the stages and for the slope at the step's end.
+
+        Without a dense output they are those of the cubic Hermite polynomial.
+        """
+        if self.dense is not None:
+            return (*self.dense, (0.0,) * len(self.dense[0]))
+        rows = [(0.0, 3 * b, -2 * b) for b in self.b]
+        rows[0] = (1.0, rows[0][1] - 2, rows[0][2] + 1)
+        return (*rows, (0.0, -1.0, 1.0))
+
+    @property
     def fsal(self) -> bool:
         """The last stage is the first of the next step."""
         return self.c[-1] == 1.0 and self.b[-1] == 0.0 and self.a[-1] == self.b[:-1]
