@@ -38,8 +38,8 @@ def train() -> sdediff.DiffusionModel:
     # No scaling: x_t = alpha x_0 + sigma eps then holds in the data's own units, and scores compare directly.
     model = sdediff.DiffusionModel(net, PROCESS, prediction="edm", data_shape=(2,), scale_mode="none")
     start = time.perf_counter()
-    sdediff.fit(model, DATA.sample(20_000, seed=0), steps=800, progress=False)
-    print(f"training:    800 steps in {time.perf_counter() - start:.1f} s")
+    sdediff.fit(model, DATA.sample(20_000, seed=0), steps=700, progress=False)
+    print(f"training:    700 steps in {time.perf_counter() - start:.1f} s")
     return model
 
 
@@ -55,7 +55,7 @@ def print_score_error(model: sdediff.DiffusionModel) -> None:
         print(f"  {level:5.2f}   {float(error.sqrt()):.3f}")
 
 
-def grid(n: int = 56, half_width: float = 4.0) -> tuple[torch.Tensor, float]:
+def grid(n: int = 48, half_width: float = 4.0) -> tuple[torch.Tensor, float]:
     """The n x n midpoints of a square, (n * n, 2), and the area of a cell."""
     axis = (torch.arange(n) + 0.5) / n * 2 * half_width - half_width
     return torch.cartesian_prod(axis, axis), (2 * half_width / n) ** 2
