@@ -3,6 +3,7 @@ r"""A Brownian path that can be asked for any increment, in any order, always wi
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -55,9 +56,9 @@ class BrownianPath:
     """
 
     def __init__(self, noise: Noise, times: tuple[float, ...]) -> None:
-        self.noise, self.direction = noise, 1.0 if times[-1] >= times[0] else -1.0
-        self.times = [self.direction * t for t in times]
-        if len(times) < 2 or any(b <= a for a, b in zip(self.times, self.times[1:], strict=False)):
+        direction = 1.0 if times[-1:] >= times[:1] else -1.0
+        self.noise, self.direction, self.times = noise, direction, [direction * t for t in times]
+        if len(times) < 2 or not all(b > a for a, b in itertools.pairwise(self.times)):
             raise ValueError("a Brownian path needs at least two strictly rising (or falling) times")
 
     def __call__(self, t: float, t_next: float) -> Tensor:

@@ -65,10 +65,10 @@ def _keys(seed: int, indices: Tensor, stream: int) -> Tensor:
 def _uniforms(keys: Tensor, first: int, count: int, dtype: torch.dtype) -> Tensor:
     """Numbers first .. first + count - 1 of each sequence, strictly inside (0, 1), (B, count)."""
     steps = torch.arange(first, first + count, device=keys.device).mul_(_GOLDEN)
-    bits = 53 if dtype == torch.float64 else 31
+    bits = 52 if dtype == torch.float64 else 31  # with a half added, 52 bits are exact in float64
     words = _shift(_mix(keys[:, None] + steps), 64 - bits)
     u = words.to(dtype).add_(0.5).mul_(2.0**-bits)
-    return u if bits == 53 else u.clamp_(max=1 - 2.0**-24)  # 31 bits may round up to 1 in float32
+    return u if bits == 52 else u.clamp_(max=1 - 2.0**-24)  # 31 bits may round up to 1 in float32
 
 
 def _working(dtype: torch.dtype) -> torch.dtype:
