@@ -1,4 +1,4 @@
-"""Orders of convergence, measured: of ODEs, of SDEs strongly and weakly, of adaptive solves and dense output."""
+"""Orders of convergence, measured: ODEs, SDEs strongly and weakly, adaptive solves, dense output."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def strong_slope(name: str, problem: solvers.SemiLinear, x: Tensor, span: tuple[
 
 
 def blurred_signs(eta: float) -> solvers.SemiLinear:
-    """Data of independent entries, +-1 with a Gaussian blur: a denoiser that is nonlinear but nowhere steep."""
+    """Data of independent entries, +-1 with a Gaussian blur: nonlinear but nowhere steep."""
 
     def denoiser(t: float, x: Tensor) -> Tensor:
         alpha, variance = float(PROCESS.alpha(t)), float(PROCESS.sigma(t)) ** 2
@@ -348,7 +348,7 @@ def oscillator(t: Tensor, x: Tensor) -> Tensor:
 
 
 def dense_errors(tableau: solvers.Tableau) -> list[float]:
-    """Largest error of kept states between steps of length h, h/2, ...: one step from an exact state, so local."""
+    """Largest error of states kept inside one step of length h, h/2, ... from an exact state."""
     problem = solvers.ODE(oscillator)
     x = torch.tensor([[1.0, 0.3]], dtype=F64)
     errors = []
