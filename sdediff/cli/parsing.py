@@ -138,13 +138,12 @@ _KINDS = {
     "Sequence": "a list such as [1,2]",
     "list": "a list such as [1,2]",
     "tuple": "a list such as [1,2]",
-    "NoneType": "null",
 }
 
 
 def _sentence(parser: ArgumentParser, complaint: str) -> str:
     """The parser's complaint, which may have many lines, as one sentence."""
-    unknown = re.match(r"unrecognized arguments: (.*)", complaint)
+    unknown = re.match(r"[Uu]nrecognized arguments: (.*)", complaint)
     if unknown:
         words = unknown.group(1).split()
         option = next((word.split("=")[0] for word in words if word.startswith("--")), None)
@@ -171,6 +170,6 @@ def _kinds(complaint: str) -> list[str]:
         name = re.search(r"([A-Za-z]+)(?:'>|$|\[)", expected)
         if name and name.group(1) == "Literal":
             kinds.append("one of " + ", ".join(re.findall(r"'([^']*)'", expected)))
-        elif name:
+        elif name and name.group(1) != "NoneType":  # leaving it out is the easier way to say null
             kinds.append(_KINDS.get(name.group(1), expected))
     return kinds

@@ -70,6 +70,7 @@ def build(options: Namespace, shape: tuple[int, ...]) -> DiffusionModel:
     return model.to(device_of(options.device))
 
 
+CHECKPOINT = "checkpoint.safetensors"
 #: Arguments of the model that are options as they are.
 PLAIN = ("prediction", "prior", "scale_mode")
 
@@ -92,18 +93,21 @@ def _fit(model: DiffusionModel, train: Tensor, val: Tensor, options: Namespace, 
             **own,
         )
     except KeyboardInterrupt:
+        if not (out / CHECKPOINT).exists():
+            _leave(out)
+            raise KeyboardInterrupt("interrupted before the first step") from None
         raise KeyboardInterrupt(
             f"interrupted; what was trained is kept, sdediff train --out {out} --resume goes on with it"
         ) from None
     except Exception:
-        if not any((out / name).exists() for name in ("checkpoint.safetensors", "log.csv")):
+        if not any((out / name).exists() for name in (CHECKPOINT, "log.csv")):
             _leave(out)
         raise
 
 
 def _resumed(options: Namespace) -> bool:
     """Whether there is a run to go on with; one that would be lost is refused."""
-    exists = (Path(options.out) / "checkpoint.safetensors").exists()
+    exists = (Path(options.out) / CHECKPOINT).exists()
     if exists and not options.resume:
         raise ValueError(
             f"{options.out} holds a run already: give --resume to go on with it, or another --out"
