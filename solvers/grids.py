@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -12,8 +13,8 @@ from .problems import Schedule
 
 def check_steps(n: int) -> int:
     """Return n when it is a step count, raise ValueError otherwise."""
-    if isinstance(n, bool) or int(n) != n or n < 1:
-        raise ValueError(f"steps={n} is not a number of steps: give a whole number of at least 1")
+    if isinstance(n, bool | str) or not 1 <= n < math.inf or int(n) != n:
+        raise ValueError(f"steps={n!r} is not a number of steps: give a whole number of at least 1")
     return int(n)
 
 

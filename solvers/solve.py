@@ -72,6 +72,7 @@ def solve(
     solver = resolve(solver, rtol, atol)
     solver.check(problem)
     _check_state(x_init)
+    names = _check_indices(indices, len(x_init))
     times = time_grid(problem, solver, t, steps, grid)
     if times[-1] > times[0] and isinstance(problem, SemiLinear) and not problem.deterministic:
         raise ValueError(
@@ -79,7 +80,7 @@ def solve(
             "let t fall, or take eta=0, whose flow runs both ways"
         )
     saved = _save_times(solver, times, save_at)
-    request = Request(times, Noise.like(x_init, seed, indices), saved, dual)
+    request = Request(times, Noise.like(x_init, seed, names), saved, dual)
     return solver.integrate(problem, x_init, request)
 
 
@@ -92,11 +93,24 @@ def _check_state(x: Any) -> None:
         raise ValueError(f"x_init has NaN or infinite values, first in row {row}: give finite states")
 
 
+def _check_indices(indices: Any, rows: int) -> Tensor | None:
+    if indices is None:
+        return None
+    names = torch.as_tensor(indices)
+    if names.shape != (rows,) or names.is_floating_point() or names.dtype == torch.bool:
+        raise ValueError(
+            f"indices has shape {tuple(names.shape)}, dtype {names.dtype}: give {rows} integers, one a sample"
+        )
+    return names
+
+
 def _span(problem: Problem, t: tuple[float, float] | None) -> tuple[float, float]:
     if t is None:
         if not isinstance(problem, SemiLinear):
             raise ValueError("no interval was given: give t=(start, end)")
         return problem.process.t_max, problem.process.t_min
+    if len(t) != 2:
+        raise ValueError(f"t has {len(t)} entries: give two times, (start, end)")
     start, end = (float(s) for s in t)
     if not (math.isfinite(start) and math.isfinite(end)) or start == end:
         raise ValueError(f"t=({start}, {end}) is not an interval: give two different finite times")
@@ -127,7 +141,7 @@ def time_grid(
         raise TypeError(
             f'grid={grid!r} needs a SemiLinear problem, whose log-SNR is known: give times, or "uniform"'
         )
-    return tuple(torch.linspace(start, end, n + 1, dtype=torch.float64).tolist())
+    return _checked(torch.linspace(start, end, n + 1, dtype=torch.float64))
 
 
 def _named(problem: SemiLinear, grid: str | None, n: int, start: float, end: float) -> tuple[float, ...]:
@@ -140,14 +154,29 @@ def _named(problem: SemiLinear, grid: str | None, n: int, start: float, end: flo
         raise ValueError(
             f"there is no grid named {grid!r}: take one of {', '.join(GRIDS)}, or give the times"
         )
-    return tuple((times if start > end else times.flip(0)).tolist())
+    return _checked(times if start > end else times.flip(0))
+
+
+def _checked(grid: Tensor) -> tuple[float, ...]:
+    times = tuple(grid.tolist())
+    if not _monotone(times):
+        raise ValueError(
+            f"no grid of {len(times) - 1} steps from {times[0]:g} to {times[-1]:g} comes of this spacing: take "
+            'fewer steps, or grid="uniform" where the log-SNR is infinite at an end'
+        )
+    return times
+
+
+def _monotone(times: Sequence[float]) -> bool:
+    """Whether times are finite and strictly rising or strictly falling."""
+    rises = [b - a for a, b in itertools.pairwise(times)]
+    return all(map(math.isfinite, times)) and (all(r > 0 for r in rises) or all(r < 0 for r in rises))
 
 
 def _explicit(grid: Tensor | Sequence[float], t: tuple[float, float] | None) -> tuple[float, ...]:
     times = torch.as_tensor(grid, dtype=torch.float64).flatten().tolist()
-    rises = [b - a for a, b in itertools.pairwise(times)]
-    if len(times) < 2 or not (all(r > 0 for r in rises) or all(r < 0 for r in rises)):
-        raise ValueError("grid must hold at least two times, strictly rising or strictly falling")
+    if len(times) < 2 or not _monotone(times):
+        raise ValueError("grid must hold at least two finite times, strictly rising or strictly falling")
     if t is not None and (times[0], times[-1]) != (float(t[0]), float(t[1])):
         raise ValueError(
             f"the grid runs from {times[0]:g} to {times[-1]:g} and t from {t[0]:g} to {t[1]:g}: leave t "
@@ -163,8 +192,10 @@ def _save_times(
         return None
     wanted = tuple(torch.as_tensor(save_at, dtype=torch.float64).flatten().tolist())
     low, high = sorted((times[0], times[-1]))
-    if list(wanted) != sorted(set(wanted), reverse=times[0] > times[-1]) or not all(
-        low <= s <= high for s in wanted
+    if (
+        not wanted
+        or list(wanted) != sorted(set(wanted), reverse=times[0] > times[-1])
+        or not all(low <= s <= high for s in wanted)
     ):
         raise ValueError(
             f"save_at must hold times between {low:g} and {high:g} in the order of the solve, each once"
