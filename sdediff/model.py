@@ -3,7 +3,8 @@ r"""`DiffusionModel`: a network, a process, what the network predicts, the data'
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -355,6 +356,18 @@ class DiffusionModel(nn.Module):
             f"process={self.process}, prediction={self.prediction!r}, data_shape={self.data_shape}, "
             f"prior={self.prior!r})"
         )
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Within this context a module is in evaluation mode; afterwards every part has its own mode again."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 class _Denoiser:

@@ -14,7 +14,7 @@ from solvers import Solution, Solver, SolverError, Stream, solve
 from solvers.noise import normal
 from solvers.registry import resolve
 
-from .model import Condition, DiffusionModel
+from .model import Condition, DiffusionModel, evaluating
 from .prior import Prior
 
 _CHUNK_NUMBERS = 1 << 20
@@ -97,7 +97,8 @@ class Run:
             options["grid"] = options["grid"].flip(0) if rising != up else options["grid"]
         t = self.span if up else self.span[::-1]
         problem = model.problem(self.eta, cond)
-        return solve(problem, z, t, seed=self.seed, indices=indices, **options, **extra)
+        with evaluating(model):  # fresh dropout at every evaluation is no function a solver could follow
+            return solve(problem, z, t, seed=self.seed, indices=indices, **options, **extra)
 
     def report(self, solution: Solution) -> None:
         """Tell of failed samples as the caller asked."""

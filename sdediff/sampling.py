@@ -14,7 +14,7 @@ from solvers import Solution, Solver
 
 from . import units
 from .likelihood.engine import sample_with_log_prob
-from .model import Condition, DiffusionModel
+from .model import Condition, DiffusionModel, evaluating
 from .prior import Prior
 from .run import Run, chunks, draw_prior, join, rows_of, state_dtype
 
@@ -138,7 +138,8 @@ def _finish(model: DiffusionModel, run: Run, solution: Solution, cond: Condition
     """The solution's state in data units."""
     t = run.span[0]
     if denoise:
-        x = model.to_data(model.problem(0.0, cond).denoise(t, solution.x))
+        with evaluating(model):
+            x = model.to_data(model.problem(0.0, cond).denoise(t, solution.x))
         return replace(solution, x=x, nfe=solution.nfe + 1)
     return replace(solution, x=model.to_data(solution.x / float(model.process.alpha(t))))
 

@@ -495,3 +495,20 @@ def test_a_callable_model_is_saved_and_loaded_with_its_network(tmp_path):
     x = data.sample(3, seed=0, dtype=F64)
     assert torch.equal(again.log_prob(x), model.log_prob(x))
     assert torch.equal(again.sample(3, seed=1), model.sample(3, seed=1))
+
+
+def test_dropout_rests_while_solving() -> None:
+    net = sdediff.networks.MLP(dim=2, hidden=16, blocks=1, dropout=0.5)
+    torch.nn.init.normal_(net.output.weight)
+    model = sdediff.DiffusionModel(net, process=sdediff.VP(), data_shape=(2,)).train()
+    x = torch.zeros(3, 2)
+
+    def results() -> list[torch.Tensor]:
+        likelihood = model.log_prob(x, rtol=1e-3, atol=1e-3)
+        sampled = model.sample(3, "ddim", steps=3, denoise=True)
+        return [likelihood, sampled, *model.sample(2, rtol=1e-3, atol=1e-3, return_log_prob=True)]
+
+    training = results()
+    assert model.training and net.training
+    assert all(torch.equal(a, b) for a, b in zip(training, (model.eval(), results())[1], strict=True))
+    assert not model.training

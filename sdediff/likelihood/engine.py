@@ -34,7 +34,7 @@ from solvers.problems import SemiLinear
 from solvers.solve import time_grid
 
 from .. import units
-from ..model import Condition, DiffusionModel
+from ..model import Condition, DiffusionModel, evaluating
 from ..prior import Prior
 from ..run import Run, chunks, join, rows_of
 from .divergence import Divergence, Exact, Hutchinson
@@ -265,8 +265,9 @@ def _integrate(
     for start in range(0, len(points), size):
         here = slice(start, start + size)
         c = None if cond is None else cond[who[here]]
-        denoise = partial(model.problem(0.0, c).denoise, times[node[here]])
-        parts.append(divergence.trace(denoise, points[here], rows.to(device)[who[here]], node[here], seed))
+        denoise, names = partial(model.problem(0.0, c).denoise, times[node[here]]), rows.to(device)[who[here]]
+        with evaluating(model):
+            parts.append(divergence.trace(denoise, points[here], names, node[here], seed))
     value, variance = (
         torch.cat(c).detach().to(alpha.dtype).reshape(nodes, batch) for c in zip(*parts, strict=True)
     )
