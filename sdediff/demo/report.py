@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,9 @@ def ran_on(result: dict[str, Any]) -> str:
 
 def text(result: dict[str, Any]) -> str:
     """The report for the terminal."""
-    return "\n\n".join([aligned(cells(result)), *notes(result), ran_on(result)])
+    table = aligned(cells(result))
+    width = table.index("\n")
+    return "\n\n".join([table, *(textwrap.fill(note, width) for note in [*notes(result), ran_on(result)])])
 
 
 def write(folder: Path, result: dict[str, Any]) -> None:
