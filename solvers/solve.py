@@ -161,8 +161,8 @@ def _checked(grid: Tensor) -> tuple[float, ...]:
     times = tuple(grid.tolist())
     if not _monotone(times):
         raise ValueError(
-            f"no grid of {len(times) - 1} steps from {times[0]:g} to {times[-1]:g} comes of this spacing: take "
-            'fewer steps, or grid="uniform" where the log-SNR is infinite at an end'
+            f"no grid of {len(times) - 1} steps from {times[0]:g} to {times[-1]:g} comes of this spacing: "
+            'take fewer steps, or grid="uniform" where the log-SNR is infinite at an end'
         )
     return times
 
