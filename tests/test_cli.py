@@ -33,6 +33,7 @@ def folder(tmp_path_factory):
     np.savetxt(path / "narrow.csv", rows[:, :2], delimiter=",")
     (path / "words.csv").write_text("u,v,w\n1,2,3\nred,3,4\n")
     (path / "missing.csv").write_text("u,v,w\n1,2,3\n4,,5\n")
+    np.savetxt(path / "constant.csv", rows * [1, 0, 1], delimiter=",", header="u,v,w", comments="")
     rows[17, 1] = np.nan
     np.save(path / "nan.npy", rows)
     images = rng.integers(0, 17, size=(40, 6, 5)).astype(np.uint8)
@@ -251,6 +252,7 @@ MISTAKES = {
     "logprob run table.csv --limit 0": (1, "limit=0"),
     "logprob pictures images.npz:labels": (1, "has 1 columns where rows of shape (1, 6, 5) are needed"),
     "train table.csv --out run": (1, "run holds a run already: give --resume"),
+    "train constant.csv --out new": (1, "column 'v' is constant"),
     "train nan.npy --out new": (1, "first in row 17"),
     "train words.csv --out new": (1, "column 'u': the value is 'red'"),
     "train images.npz --out new": (1, "images.npz:name"),

@@ -55,6 +55,15 @@ def read_rows(path: str, data_shape: Sequence[int] | None = None, limit: int | N
     return Rows(_reshape(x, shape, path), columns)
 
 
+def check_varies(rows: Rows, path: str) -> None:
+    """Raise ValueError for a table's constant column, by its name where it has one."""
+    x = rows.values
+    constant = (x == x[0]).all(dim=0).flatten().nonzero().flatten().tolist() if x.ndim == 2 else []
+    if constant:
+        name = repr(rows.columns[constant[0]]) if rows.columns else f"{constant[0]} (counted from 0)"
+        raise ValueError(f"{path}: column {name} is constant and has no density: leave it out")
+
+
 def _read(path: str) -> Rows:
     if Path(path).suffix.lower() == ".csv" and Path(path).is_file():
         table = read_csv(path)

@@ -33,7 +33,9 @@ def main(argv: list[str]) -> int:
             "data and a folder for the run are needed, such as sdediff train table.csv --out run"
         )
     out, resumed = Path(options.out), _resumed(options)
-    x, columns = tables.read_rows(options.data, options.data_shape)
+    rows = tables.read_rows(options.data, options.data_shape)
+    tables.check_varies(rows, options.data)
+    x, columns = rows
     if options.network.name is None:
         options = read_options([*argv, "--network.name", "MLP" if x.ndim == 2 else "UNet"])
     train, val = tables.split(x, options.val_fraction, options.seed)
