@@ -61,11 +61,12 @@ class SciPy(Solver):
             t = min(max(float(t), low), high)  # implicit methods probe an ulp beyond the end
             time = t if isinstance(problem, ODE) else torch.full((len(x),), t, dtype=wide, device=x.device)
             slope = problem.velocity(time, to_tensor(y)).detach().double().cpu().numpy().ravel()
+            finite = np.isfinite(slope)
             # An explicit method rejects a step into NaN, but never ends where its very first slope is one;
             # LSODA takes NaN for a solution.
-            if not (np.isfinite(slope).all() or (self.method in _EXPLICIT and calls.calls > 1)):
+            if not (finite.all() or (self.method in _EXPLICIT and calls.calls > 1)):
                 raise _NonFiniteDriftError
-            return slope
+            return np.where(finite, slope, np.nan)  # infinities would make it warn
 
         wanted = [t for t in request.save_at or () if t != start]
         path = [x] * (len(request.save_at or ()) - len(wanted))

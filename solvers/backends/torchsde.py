@@ -16,15 +16,12 @@ METHODS = {"euler": 1.0, "milstein": 1.0, "srk": 1.5}
 
 
 class TorchSDE(Solver):
-    """A solver of torchsde (Li et al. 2020), Itô with diagonal noise.
+    """A solver of torchsde (Li et al. 2020), Itô with diagonal noise, in either direction of time.
 
-    Any state shape, either direction of time.
-
-    torchsde takes flat states, rising times and one step size. It is given the flattened state and a clock u
-    in [0, 1] on which the grid is
-    uniform: the grid's points are joined by a monotone C1 curve t(u), and drift and diffusion pick up dt/du
-        and its root. The Brownian path is
-    ours, so the noise of sample i is that of a native solver on the same grid.
+    torchsde takes flat states, rising times and one step size. It is given the flattened state and a clock
+    u = 0, 1, ... on which the grid is uniform: the grid's points are joined by a monotone C1 curve t(u), and
+    drift and diffusion pick up dt/du and its root. The Brownian path is ours, so the noise of sample i is
+    that of a native solver on the same grid. Milstein's method is the derivative-free one.
 
     Args:
         method: "euler", "milstein" or "srk" (strong order 1.5).
@@ -60,7 +57,9 @@ class TorchSDE(Solver):
         brownian = _Brownian(
             BrownianPath(request.noise, tuple(float(i) for i in range(steps + 1))), x.flatten(1)
         )
-        states = sdeint(system, x.flatten(1), u, bm=brownian, method=self.method, dt=1.0)
+        # Differentiating g would make states require gradients that nobody asked for.
+        options = {"grad_free": True} if self.method == "milstein" else {}
+        states = sdeint(system, x.flatten(1), u, bm=brownian, method=self.method, dt=1.0, options=options)
         states = states.reshape(-1, *x.shape).to(x.dtype)
         path = torch.stack([states[points.index(i)] for i in saved]) if request.save_at else None
         return uniform_solution(states[-1], request.times[-1], calls.calls, steps, path)
