@@ -308,6 +308,8 @@ def _assemble(
     value = end + integral.value - model.log_scale.to(integral.value)
     value = torch.where(solution.ok, value, float("nan"))
     path_error = torch.full_like(value, float("nan")) if solution.error is None else solution.error.to(value)
+    if isinstance(run.solver, StepDoubling):  # sharp to leading order: doubled, it bounds
+        path_error = 2 * path_error
     spread = integral.variance_squares
     degrees = torch.where(spread > 0, integral.variance**2 / spread * max(divergence.degrees, 0), torch.inf)
     products = torch.full_like(solution.nfe, len(rule.times) * divergence.evaluations(model.dim))
