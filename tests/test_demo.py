@@ -95,10 +95,11 @@ def test_likelihoods_are_ordered(ran: tuple[Path, dict[str, Any], str]) -> None:
     likelihood = ran[1]["likelihood"]
     kinds = likelihood["kinds"]
     for value in kinds.values():
-        assert value["failed"] == 0 and value["count"] == 4
+        assert value["failed"] == 0
         assert all(math.isfinite(v) for v in value.values() if isinstance(v, float))
         bits = -value["nats"] / (64 * math.log(2))
         assert value["bits_per_dim"] == pytest.approx(bits, rel=1e-6)
+    assert [value["count"] for value in kinds.values()] == [4, 4, 2, 2]
     gap = kinds["training digits"]["nats"] - kinds["held-out digits"]["nats"]
     assert likelihood["gap"]["nats"] == pytest.approx(gap)
     assert kinds["held-out digits"]["nats"] > kinds["uniform noise"]["nats"]

@@ -39,14 +39,15 @@ class Settings:
         loss: Loss of training.
         rows: The solvers compared.
         samples: Samples of each, and held-out images they are compared with.
-        likelihoods: Images of each kind whose likelihood is evaluated.
+        likelihoods: Held-out images whose likelihood is evaluated, as many training images, and a third as
+            many of shuffled pixels and of noise.
         nodes: Quadrature nodes of the likelihood.
     """
 
     hidden: int = 256
-    blocks: int = 4
-    dropout: float = 0.0
-    steps: int = 4000
+    blocks: int = 6
+    dropout: float = 0.05
+    steps: int = 5000
     batch_size: int = 128
     lr: float = 2e-3
     loss: str = "edm"
