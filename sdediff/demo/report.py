@@ -103,7 +103,8 @@ def notes(result: dict[str, Any]) -> list[str]:
         f"{likelihood['dtype']}, numerical error about {held['solver_error']:.2g} nats an image).",
         f"Training images: {train['nats']:.2f} +- {train['nats_error']:.2f} nats = "
         f"{train['bits_per_dim']:.3f} bits/dim ({train['count']} of them, random probes); "
-        f"train minus held-out: {gap['nats']:.2f} +- {gap['nats_error']:.2f} nats, {gap['bits_per_dim']:.3f} bits/dim.",
+        "train minus held-out: "
+        f"{gap['nats']:.2f} +- {gap['nats_error']:.2f} nats, {gap['bits_per_dim']:.3f} bits/dim.",
     ]
     failed = sum(r["failed"] for r in s["rows"]) + sum(k["failed"] for k in kinds.values())
     if failed:
