@@ -147,7 +147,7 @@ def blow_up(t: Tensor, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", ADAPTIVE)
 def test_failures_become_a_status(name: str, drift: Any) -> None:
     """None hangs, none raises, none is silent; what was reached before is kept."""
-    options = dict.fromkeys(("rtol", "atol"), 1e-3 if solvers.get(name).order < 3 else 1e-5)
+    options = dict.fromkeys(("rtol", "atol"), 1e-4 if solvers.get(name).order < 3 else 1e-5)
     sol = solve(ODE(drift), rows(2.0, 1.0), (0.0, 1.0), name, save_at=[0.0, 0.2, 0.9], **options)
     assert not bool(sol.ok.any())
     assert all(Status(s) in (Status.NON_FINITE, Status.FOREIGN_FAILURE) for s in sol.status.tolist())
@@ -275,7 +275,7 @@ class _Rescaled:
 
 
 def test_torchsde_keeps_the_law_on_an_uneven_grid() -> None:
-    """From the law of Gaussian data at t_max to that at t_min: mean and variance of 4000 rows within 4 sigma (6e-5)."""
+    """From the law of Gaussian data at t_max to that at t_min: moments of 4000 rows within 4 sigma (6e-5)."""
     process, mean, variance = VP(t_min=0.05), 0.7, 0.3
 
     def denoiser(t: float, x: Tensor) -> Tensor:

@@ -202,7 +202,7 @@ def path_of(
 
 def test_increments_add_up_and_so_do_integrals() -> None:
     path = path_of()
-    points = [0.0, 0.25, 0.3, 0.71, 1.0, 1.1, 1.5, 1.75, 3.0, 3.9, 4.0]
+    points = [0.0, 0.3, 0.71, 1.0, 1.1, 1.75, 4.0]
     for a, b, c in itertools.combinations(points, 3):
         (w1, a1), (w2, a2), (w, area) = (path.with_integral(*s) for s in ((a, b), (b, c), (a, c)))
         torch.testing.assert_close(w1 + w2, w, rtol=0, atol=1e-12)
@@ -215,7 +215,7 @@ def test_increments_add_up_and_so_do_integrals() -> None:
 
 def test_answers_do_not_depend_on_what_was_asked_before() -> None:
     rng = np.random.default_rng(0)
-    queries = [tuple(sorted(rng.uniform(0, 4, 2))) for _ in range(25)] + [(0.0, 4.0), (1.0, 1.5), (1.2, 1.2)]
+    queries = [tuple(sorted(rng.uniform(0, 4, 2))) for _ in range(12)] + [(0.0, 4.0), (1.0, 1.5), (1.2, 1.2)]
     first = path_of()
     asked = {q: first.with_integral(*q) for q in queries}
     second = path_of()
@@ -284,7 +284,7 @@ def test_memory_does_not_grow() -> None:
 
     ask(5)
     before = ask(5)
-    assert ask(60) <= before + 2000
+    assert ask(30) <= before + 2000
 
 
 def test_queries_outside_and_broken_times_are_refused() -> None:
