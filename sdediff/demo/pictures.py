@@ -12,7 +12,7 @@ from sdediff import viz
 from sdediff.data.digits import Split
 from sdediff.demo.table import levels
 from sdediff.model import DiffusionModel
-from sdediff.run import Run, draw_prior, state_dtype
+from sdediff.run import Run, draw_prior
 
 _LINES, _STEPS = 24, 200
 
@@ -47,7 +47,6 @@ def trajectories(model: DiffusionModel, seed: int) -> Figure:
     grid = model.process.default_grid(_STEPS)
     times = grid[::2]
     norm = torch.sqrt(model.process.alpha(times) ** 2 + model.process.sigma(times) ** 2)
-    dtype, device = state_dtype(model)
     paths, rows = {}, torch.arange(_LINES)
     for title, run in {
         "reverse SDE\nEuler-Maruyama": Run.of(model, "euler-maruyama", grid=grid, seed=seed),
@@ -56,7 +55,7 @@ def trajectories(model: DiffusionModel, seed: int) -> Figure:
         ),
     }.items():
         with torch.no_grad():
-            z = draw_prior(model, run, rows, dtype, device)
+            z = draw_prior(model, run, rows)
             path = run.carry(model, z, None, rows, save_at=times).path
         assert path is not None  # save_at asks for it
         paths[title] = path / norm.to(path).reshape(-1, 1, 1, 1, 1)

@@ -39,7 +39,7 @@ class Row:
 
 _LOOSE = {"rtol": 1e-3, "atol": 1e-3}
 ROWS = (
-    Row("Euler-Maruyama", "SDE", "euler-maruyama", {"steps": 200}),
+    Row("Euler-Maruyama", "SDE", "euler-maruyama", {"steps": 400}),
     Row("predictor-corrector", "SDE", "pc", {"steps": 100}),
     Row("ancestral (DDPM) step", "SDE", "ancestral", {"steps": 100}),
     Row("torchsde srk", "SDE", "torchsde/srk", {"steps": 25}),
