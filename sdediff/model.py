@@ -2,11 +2,12 @@ r"""`DiffusionModel`: a network, a process, what the network predicts, the data'
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from .likelihood import LogLikelihood
 
 Condition = Tensor | None
+Solving = TypeVar("Solving", bound=Callable[..., Any])
 
 
 class Preconditioning(NamedTuple):
@@ -73,7 +75,7 @@ class DiffusionModel(nn.Module):
         self,
         network: nn.Module,
         process: GaussianProcess,
-        prediction: str = "eps",
+        prediction: str = "edm",
         data_shape: tuple[int, ...] = (),
         *,
         prior: str = "matched",
@@ -133,6 +135,36 @@ class DiffusionModel(nn.Module):
         units.check_batch(x, self.data_shape, "x")
         self.shift, self.scale = units.learn(x, self.scale_mode)
         self.moments = Moments.learn(self.to_model(x.double()).flatten(1))
+
+    @property
+    def state_type(self) -> tuple[torch.dtype, torch.device] | None:
+        """Dtype and device of the network's parameters, or None where it has none."""
+        for parameter in self.parameters():
+            if parameter.is_floating_point():
+                return parameter.dtype, parameter.device
+        return None
+
+    def as_state(self, x: Tensor | np.ndarray, what: str = "x", *, empty: bool = False) -> Tensor:
+        """Check a batch (B, *data_shape), tensor or array, and give it the network's dtype and device.
+
+        Raises:
+            ValueError: If it is empty (unless `empty`), of another shape, not floating point, or has NaN.
+        """
+        x = torch.from_numpy(x) if isinstance(x, np.ndarray) else x
+        units.check_batch(x, self.data_shape, what, empty=empty)
+        dtype, device = self.state_type or (x.dtype, x.device)
+        return x.to(device, dtype)
+
+    def perturb(self, x: Tensor, t: Time, seed: int) -> tuple[Tensor, Tensor]:
+        """Noise data in data units: ``(x_t, eps)`` with ``x_t = shift + scale (alpha z + sigma eps)``.
+
+        Args:
+            x: Data in data units, (B, *data_shape).
+            t: Time, () or (B,).
+            seed: The noise of row i is a function of (seed, i).
+        """
+        z_t, eps = self.process.perturb(self.to_model(self.as_state(x)), t, seed)
+        return self.to_data(z_t), eps
 
     @property
     def moments(self) -> Moments | None:
@@ -222,7 +254,7 @@ class DiffusionModel(nn.Module):
 
     def _view(self, x: Tensor, t: Time, cond: Condition, view: Combination) -> Tensor:
         """A combination of data and noise at x in data units, in model units."""
-        units.check_batch(x, self.data_shape, "x", any_size=True)
+        x = self.as_state(x, empty=True)
         t = self._check_time(torch.as_tensor(t, dtype=torch.float64, device=x.device), len(x))
         m = Marginal.at(self.process, t)
         a, b = (expand(c.to(x.dtype), x) for c in convert(m, self.prediction, view))
@@ -358,16 +390,25 @@ class DiffusionModel(nn.Module):
         )
 
 
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Within this context a module is in evaluation mode; afterwards every part has its own mode again."""
-    training = [part for part in module.modules() if part.training]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True
+def solving(function: Solving) -> Solving:
+    """Decorate what solves with a model (its first argument): no graph, and evaluation mode for its time.
+
+    Fresh dropout at every evaluation is no function that a solver could follow. Afterwards every part of the
+    model has its own mode again.
+    """
+
+    @functools.wraps(function)
+    def wrapped(model: DiffusionModel, *arguments: Any, **options: Any) -> Any:
+        training = [part for part in model.modules() if part.training]
+        model.eval()
+        try:
+            with torch.no_grad():
+                return function(model, *arguments, **options)
+        finally:
+            for part in training:
+                part.training = True
+
+    return cast(Solving, wrapped)
 
 
 class _Denoiser:

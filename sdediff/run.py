@@ -120,14 +120,15 @@ def check_span(model: DiffusionModel, span: tuple[float, float] | None) -> tuple
     if not isinstance(span, Sequence | Tensor) or len(span) != 2:
         raise ValueError(f"t_span={span} is no interval: give (t_min, t_max)")
     low, high = (float(t) for t in span)
-    lam = process.lam(torch.linspace(low, high, 65, dtype=torch.float64))
+    times = torch.linspace(low, high, 65, dtype=torch.float64)
+    lam = process.lam(times)
     if not low < high or not bool(torch.isfinite(lam).all() and (lam.diff() < 0).all()):
         raise ValueError(
             f"t_span=({low:g}, {high:g}) is not usable with {process}: give (t_min, t_max) with t_min < "
             "t_max, where alpha and sigma are positive"
         )
     # A schedule may run on with other times' values, and a bisection ends where the process's interval does.
-    if not bool(((process.time(lam) - ends).abs() <= 1e-6 * (high - low)).all()):
+    if not bool(((process.time(lam) - times).abs() <= 1e-6 * (high - low)).all()):
         raise ValueError(
             f"t_span=({low:g}, {high:g}) leaves [{process.t_min:g}, {process.t_max:g}], where the inverse of "
             f"lam of {process} is known: give the process this interval, or pass it time="

@@ -14,9 +14,9 @@ from solvers import Solution, Solver
 
 from . import units
 from .likelihood.engine import sample_with_log_prob
-from .model import Condition, DiffusionModel, evaluating
+from .model import Condition, DiffusionModel, solving
 from .prior import Prior
-from .run import Run, chunks, draw_prior, join, rows_of, state_dtype
+from .run import Run, chunks, draw_prior, join, rows_of
 
 
 class SampleResult(NamedTuple):
@@ -26,7 +26,7 @@ class SampleResult(NamedTuple):
     log_prob: Tensor
 
 
-@torch.no_grad()
+@solving
 def sample(
     model: DiffusionModel,
     n: int,
@@ -93,13 +93,7 @@ def sample(
         >>> sample(model, 5, solver="ddim", steps=10).shape
         torch.Size([5, 2])
     """
-    if isinstance(n, bool) or not isinstance(n, Real | Tensor) or not n >= 1 or int(n) != n:
-        raise ValueError(f"n={n} is not a number of samples: give a whole number of at least 1")
-    if return_log_prob and (denoise or return_solution):
-        raise TypeError(
-            "return_log_prob goes with neither denoise (no known density) nor return_solution: ask for one "
-            "at a time"
-        )
+    _check_request(n, return_log_prob, denoise or return_solution)
     run = Run.of(
         model,
         solver,
@@ -115,12 +109,11 @@ def sample(
     )
     if return_log_prob:
         run.check_flow("return_log_prob")
-    own_dtype, device = state_dtype(model)
     rows, cond = rows_of(n, indices), units.expand_condition(cond, n)
     parts: list[Any] = []
     for part in chunks(n, model.dim, batch_size):
-        z = draw_prior(model, run, rows[part], dtype or own_dtype, device)
-        c = None if cond is None else cond[part].to(device)
+        z = draw_prior(model, run, rows[part], dtype)
+        c = None if cond is None else cond[part].to(z.device)
         if return_log_prob:
             parts.append(sample_with_log_prob(model, run, z, c, rows[part]))
         else:
@@ -134,17 +127,27 @@ def sample(
     return (solution.x, solution) if return_solution else solution.x
 
 
+def _check_request(n: Any, return_log_prob: bool, also: bool) -> None:
+    number = isinstance(n, Real | Tensor) and not isinstance(n, bool)
+    if not number or not n >= 1 or int(n) != n:
+        raise ValueError(f"n={n} is not a number of samples: give a whole number of at least 1")
+    if return_log_prob and also:
+        raise TypeError(
+            "return_log_prob goes with neither denoise (no known density) nor return_solution: ask for one "
+            "at a time"
+        )
+
+
 def _finish(model: DiffusionModel, run: Run, solution: Solution, cond: Condition, denoise: bool) -> Solution:
     """The solution's state in data units."""
     t = run.span[0]
     if denoise:
-        with evaluating(model):
-            x = model.to_data(model.problem(0.0, cond).denoise(t, solution.x))
+        x = model.to_data(model.problem(0.0, cond).denoise(t, solution.x))
         return replace(solution, x=x, nfe=solution.nfe + 1)
     return replace(solution, x=model.to_data(solution.x / float(model.process.alpha(t))))
 
 
-@torch.no_grad()
+@solving
 def encode(
     model: DiffusionModel,
     x: Tensor,
@@ -178,11 +181,10 @@ def encode(
         >>> bool(torch.allclose(decode(model, encode(model, x)), x, atol=1e-2))
         True
     """
-    units.check_batch(x, model.data_shape, "x")
-    return _transport(model, model.to_model(x), solver, cond, batch_size, options, up=True)
+    return _transport(model, model.to_model(model.as_state(x)), solver, cond, batch_size, options, up=True)
 
 
-@torch.no_grad()
+@solving
 def decode(
     model: DiffusionModel,
     z: Tensor,
@@ -205,8 +207,7 @@ def decode(
     Returns:
         Data in data units, (n, *data_shape).
     """
-    units.check_batch(z, model.data_shape, "z")
-    return _transport(model, z, solver, cond, batch_size, options, up=False)
+    return _transport(model, model.as_state(z, "z"), solver, cond, batch_size, options, up=False)
 
 
 def _transport(

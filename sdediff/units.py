@@ -19,7 +19,7 @@ def check_mode(mode: str | None, data_shape: tuple[int, ...]) -> str:
     return mode
 
 
-def check_batch(x: Any, data_shape: tuple[int, ...], what: str, *, any_size: bool = False) -> None:
+def check_batch(x: Any, data_shape: tuple[int, ...], what: str, *, empty: bool = False) -> None:
     """Raise ValueError unless x is a finite floating tensor (B, *data_shape)."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
         given = f"a tensor of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
@@ -29,7 +29,7 @@ def check_batch(x: Any, data_shape: tuple[int, ...], what: str, *, any_size: boo
             f"{what} has shape {tuple(x.shape)}: give (B, {', '.join(map(str, data_shape))}), the model's "
             "data_shape with a batch in front"
         )
-    if not any_size and len(x) == 0:
+    if not empty and len(x) == 0:
         raise ValueError(f"{what} is empty: give at least one row")
     finite = torch.isfinite(x).flatten(1).all(dim=1)
     if not bool(finite.all()):

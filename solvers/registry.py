@@ -132,10 +132,9 @@ def get(name: str, **options: Any) -> Solver:
         for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
             factories[name] = point.load()
     if name not in factories:
-        near = difflib.get_close_matches(name.lower(), available(), n=3, cutoff=0.4) or [
-            "solvers.available() for all names"
-        ]
-        raise ValueError(f"there is no solver named {name!r}: did you mean {' or '.join(near)}?")
+        near = difflib.get_close_matches(name.lower(), available(), n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else "solvers.available() lists them all"
+        raise ValueError(f"there is no solver named {name!r}: {hint}")
     return factories[name](**options)
 
 

@@ -34,7 +34,7 @@ from solvers.problems import SemiLinear
 from solvers.solve import time_grid
 
 from .. import units
-from ..model import Condition, DiffusionModel, evaluating
+from ..model import Condition, DiffusionModel, solving
 from ..prior import Prior
 from ..run import Run, chunks, join, rows_of
 from .divergence import Divergence, Exact, Hutchinson
@@ -48,6 +48,7 @@ DEFAULT_NODES = 65
 _CENTRE = 0.4  # noise level around which nodes cluster, in standard deviations of the data
 
 
+@solving
 def log_likelihood(
     model: DiffusionModel,
     x: Tensor,
@@ -109,7 +110,7 @@ def log_likelihood(
         >>> bool(((r.log_prob - data.log_prob(None, x, None)).abs() < 1e-3).all())
         True
     """
-    units.check_batch(x, model.data_shape, "x")
+    x = model.as_state(x)
     if solver == "dopri5":
         rtol, atol = (1e-6 if tolerance is None else tolerance for tolerance in (rtol, atol))
     run = Run.of(
@@ -137,13 +138,12 @@ def log_likelihood(
     rows, cond = rows_of(len(x), indices), units.expand_condition(cond, len(x))
     start = model.to_model(x) * float(model.process.alpha(run.span[0]))
     solutions, integrals = [], []
-    with torch.no_grad():
-        for part in chunks(len(x), model.dim, batch_size):
-            c = None if cond is None else cond[part]
-            save_at, dual = rule.times, _score_weight(model.problem(0.0, c))
-            solution = run.carry(model, start[part], c, rows[part], up=True, save_at=save_at, dual=dual)
-            integrals.append(_integrate(model, rule, trace, solution, c, rows[part], seed))
-            solutions.append(replace(solution, path=None))
+    for part in chunks(len(x), model.dim, batch_size):
+        c = None if cond is None else cond[part]
+        save_at, dual = rule.times, _score_weight(model.problem(0.0, c))
+        solution = run.carry(model, start[part], c, rows[part], up=True, save_at=save_at, dual=dual)
+        integrals.append(_integrate(model, rule, trace, solution, c, rows[part], seed))
+        solutions.append(replace(solution, path=None))
     solution = join(solutions)
     run.report(solution)
     return _assemble(model, run, trace, rule, solution, _Integral.join(integrals))
@@ -266,8 +266,7 @@ def _integrate(
         here = slice(start, start + size)
         c = None if cond is None else cond[who[here]]
         denoise, names = partial(model.problem(0.0, c).denoise, times[node[here]]), rows.to(device)[who[here]]
-        with evaluating(model):
-            parts.append(divergence.trace(denoise, points[here], names, node[here], seed))
+        parts.append(divergence.trace(denoise, points[here], names, node[here], seed))
     value, variance = (
         torch.cat(c).detach().to(alpha.dtype).reshape(nodes, batch) for c in zip(*parts, strict=True)
     )
