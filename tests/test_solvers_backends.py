@@ -65,8 +65,8 @@ def test_flows_of_a_mixture_agree_with_ours(name: str) -> None:
     problem = SemiLinear(PROCESS, lambda t, x: MIXTURE.denoise(PROCESS, x, t))
     x = solvers.noise.normal(3, torch.arange(4), 0, 0, (2,), F64)
     mine = solve(problem, x, solver="dopri5", rtol=1e-10, atol=1e-10).x
-    theirs = solve(problem, x, solver=name, rtol=1e-8, atol=1e-8).x
-    torch.testing.assert_close(theirs, mine, rtol=0, atol=2e-5)
+    theirs = solve(problem, x, solver=name, rtol=1e-7, atol=1e-7).x
+    torch.testing.assert_close(theirs, mine, rtol=0, atol=2e-4)
 
 
 @pytest.mark.parametrize(
