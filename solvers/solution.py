@@ -32,8 +32,8 @@ class Solution:
     """The outcome of a solve; every statistic is per sample.
 
     Attributes:
-        x: Final state, (B, *E); where the status is not OK, the last state that was reached. On a fixed grid, whose
-            loop looks at no value, a failed row runs on to the end as NaN or infinity.
+        x: Final state, (B, *E); where the status is not OK, the last state that was reached. On a fixed grid,
+            whose loop looks at no value, a failed row runs on to the end as NaN or infinity.
         t: Time reached, (B,), float64.
         nfe: Evaluations of the drift (or denoiser), (B,).
         accepted: Accepted steps, (B,).
