@@ -4,6 +4,8 @@ Processes, models, training by denoising score matching, sampling and exact like
 are the package `solvers`, reachable as `sdediff.solvers` too.
 """
 
+import sys
+
 import solvers
 
 if not hasattr(solvers, "SemiLinear"):  # somebody's own solvers.py stands before ours on the path
@@ -14,14 +16,17 @@ if not hasattr(solvers, "SemiLinear"):  # somebody's own solvers.py stands befor
     )
 
 from . import chain, data, networks, reference
+from .callables import from_callable
 from .data import dequantise
 from .likelihood import Divergence, Exact, Hutchinson, LogLikelihood, bits_per_dim
-from .model import DiffusionModel, from_callable
+from .model import DiffusionModel
 from .processes import EDM, VE, VP, Cosine, GaussianProcess, RectifiedFlow, SubVP
 from .serialization import load, save
 from .training import TrainingResult, fit
 
 __version__ = "0.1.0"
+
+sys.modules[f"{__name__}.solvers"] = solvers  # so that `from sdediff.solvers import Heun` works
 
 __all__ = [
     "EDM",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import numpy as np
@@ -41,7 +42,7 @@ class DiffusionModel(nn.Module):
     The network is called as ``network(x, t, cond)`` (``network(x, t)`` without a condition) with input of
     unit scale, :math:`x = z_t/\sqrt{\alpha^2+\sigma^2}`, and the noise level
     :math:`t = \tfrac14\ln(\sigma/\alpha)` (the c_noise of Karras et al. 2022, arXiv 2206.00364, table 1), of
-    shape (B,), for every process alike. :func:`from_callable` wraps functions of the raw ``(x_t, t)``.
+    shape (B,), for every process alike. :func:`sdediff.from_callable` wraps functions of the raw ``(x_t, t)``.
 
     Public x, scores, velocities and densities are in data units,
     ``x_t = shift + scale (alpha z + sigma eps)``; latents are in the model's own.
@@ -116,8 +117,9 @@ class DiffusionModel(nn.Module):
         return int(torch.Size(self.data_shape).numel())
 
     def to_model(self, x: Tensor) -> Tensor:
-        """Data units to model units, ``(x - shift)/scale``."""
-        return (x - self.shift.to(x)) / self.scale.to(x)
+        """Data units to model units, ``(x - shift)/scale``, like x; subtracted before anything is rounded."""
+        wide = x if x.device.type == "mps" else x.double()
+        return ((wide - self.shift.to(wide)) / self.scale.to(wide)).to(x.dtype)
 
     def to_data(self, z: Tensor) -> Tensor:
         """Model units to data units, ``shift + scale z``."""
@@ -133,7 +135,7 @@ class DiffusionModel(nn.Module):
             ValueError: If the data are constant in a column (named), not finite, or of another shape.
         """
         units.check_batch(x, self.data_shape, "x")
-        self.shift, self.scale = units.learn(x, self.scale_mode)
+        self.shift, self.scale = (v.to(self.shift.device) for v in units.learn(x, self.scale_mode))
         self.moments = Moments.learn(self.to_model(x.double()).flatten(1))
 
     @property
@@ -144,16 +146,20 @@ class DiffusionModel(nn.Module):
                 return parameter.dtype, parameter.device
         return None
 
-    def as_state(self, x: Tensor | np.ndarray, what: str = "x", *, empty: bool = False) -> Tensor:
-        """Check a batch (B, *data_shape), tensor or array, and give it the network's dtype and device.
+    def check_batch(self, x: Tensor | np.ndarray, what: str = "x", *, empty: bool = False) -> Tensor:
+        """A batch (B, *data_shape), tensor or array, on the network's device.
 
         Raises:
             ValueError: If it is empty (unless `empty`), of another shape, not floating point, or has NaN.
         """
         x = torch.from_numpy(x) if isinstance(x, np.ndarray) else x
         units.check_batch(x, self.data_shape, what, empty=empty)
-        dtype, device = self.state_type or (x.dtype, x.device)
-        return x.to(device, dtype)
+        return x if self.state_type is None else x.to(self.state_type[1])
+
+    def as_state(self, x: Tensor | np.ndarray, *, empty: bool = False) -> Tensor:
+        """Data in data units as a state in model units, of the network's dtype; checks as `check_batch`."""
+        z = self.to_model(self.check_batch(x, empty=empty))
+        return z if self.state_type is None else z.to(self.state_type[0])
 
     def perturb(self, x: Tensor, t: Time, seed: int) -> tuple[Tensor, Tensor]:
         """Noise data in data units: ``(x_t, eps)`` with ``x_t = shift + scale (alpha z + sigma eps)``.
@@ -163,7 +169,7 @@ class DiffusionModel(nn.Module):
             t: Time, () or (B,).
             seed: The noise of row i is a function of (seed, i).
         """
-        z_t, eps = self.process.perturb(self.to_model(self.as_state(x)), t, seed)
+        z_t, eps = self.process.perturb(self.as_state(x), t, seed)
         return self.to_data(z_t), eps
 
     @property
@@ -176,6 +182,16 @@ class DiffusionModel(nn.Module):
     def moments(self, value: Moments) -> None:
         for name in Moments.__dataclass_fields__:
             setattr(self, f"moment_{name}", getattr(value, name).to(self.shift.device))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DiffusionModel:
+        """Move or cast the network; units and moments stay float64 (on the host where a device has none)."""
+        own, self._buffers = self._buffers, {}
+        super()._apply(fn, recurse)
+        device = fn(torch.empty(0, device=own["shift"].device)).device  # type: ignore[union-attr]
+        if device.type == "mps":
+            device = torch.device("cpu")
+        self._buffers = {name: None if value is None else value.to(device) for name, value in own.items()}
+        return self
 
     @property
     def log_scale(self) -> Tensor:
@@ -193,6 +209,11 @@ class DiffusionModel(nn.Module):
             ValueError: If "matched" is asked for and the data's moments are unknown.
         """
         if prior is not None and not isinstance(prior, str):
+            if not (hasattr(prior, "log_prob") and hasattr(prior, "transform") and hasattr(prior, "name")):
+                raise TypeError(
+                    f"prior={prior!r} is no prior: give an object with log_prob, transform and name, or "
+                    '"matched" or "standard"'
+                )
             return prior
         moments = self.moments
         if (
@@ -236,13 +257,25 @@ class DiffusionModel(nn.Module):
         else:
             c_noise = z_t.new_full((), c_noise).expand(len(z_t))  # one embedding serves all rows
         x = z_t * c_in
-        out = self.network(x, c_noise) if cond is None else self.network(x, c_noise, cond)
+        arguments = (c_noise,) if cond is None else (c_noise, cond)
+        out = self.network(x, *arguments)
+        if z_t.requires_grad and torch.is_grad_enabled() and not out.requires_grad:
+            self._check_constant(out, self.network(x + 1, *arguments))
         if out.shape != z_t.shape:  # would broadcast without a word
             raise ValueError(
                 f"the network returned shape {tuple(out.shape)} for input of shape {tuple(z_t.shape)}: "
                 "it must return the shape it is given"
             )
         return out
+
+    @staticmethod
+    def _check_constant(out: Tensor, elsewhere: Tensor) -> None:
+        """A network without a graph must be a constant, or its derivatives would be taken for zero."""
+        if not torch.equal(out, elsewhere):
+            raise ValueError(
+                "the network cuts the graph of its input (torch.no_grad, detach or numpy inside it?), so its "
+                "trace cannot be computed: let autograd through"
+            )
 
     def target(self, z_0: Tensor, eps: Tensor, t: Time) -> Tensor:
         """What the network should return for data z_0 (model units) and noise eps, both (B, *data_shape)."""
@@ -254,12 +287,13 @@ class DiffusionModel(nn.Module):
 
     def _view(self, x: Tensor, t: Time, cond: Condition, view: Combination) -> Tensor:
         """A combination of data and noise at x in data units, in model units."""
-        x = self.as_state(x, empty=True)
-        t = self._check_time(torch.as_tensor(t, dtype=torch.float64, device=x.device), len(x))
+        z_t = self.as_state(x, empty=True)
+        t = self._check_time(torch.as_tensor(t, dtype=torch.float64, device=z_t.device), len(z_t))
         m = Marginal.at(self.process, t)
-        a, b = (expand(c.to(x.dtype), x) for c in convert(m, self.prediction, view))
-        z_t = self.to_model(x)
-        return a * z_t + b * self._call(z_t, *self.conditioning(m, t), units.expand_condition(cond, len(x)))
+        a, b = (expand(c.to(z_t.dtype), z_t) for c in convert(m, self.prediction, view))
+        cond = units.expand_condition(cond, len(z_t), z_t.device)
+        with evaluating(self):
+            return a * z_t + b * self._call(z_t, *self.conditioning(m, t), cond)
 
     def _check_time(self, t: Tensor, rows: int) -> Tensor:
         low, high = self.process.t_min, self.process.t_max
@@ -295,11 +329,13 @@ class DiffusionModel(nn.Module):
 
     def score(self, x: Tensor, t: Time, cond: Condition = None) -> Tensor:
         """Score of the noised data, per data unit, like x; arguments as :meth:`denoise`."""
-        return self._view(x, t, cond, lambda m: (torch.zeros_like(m.sigma), -1 / m.sigma)) / self.scale.to(x)
+        s = self._view(x, t, cond, PREDICTIONS["score"])
+        return s / self.scale.to(s)
 
     def velocity(self, x: Tensor, t: Time, cond: Condition = None) -> Tensor:
         """Velocity dx/dt of the probability flow in data units, like x; arguments as :meth:`denoise`."""
-        return self._view(x, t, cond, PREDICTIONS["velocity"]) * self.scale.to(x)
+        u = self._view(x, t, cond, PREDICTIONS["velocity"])
+        return u * self.scale.to(u)
 
     def problem(self, eta: float | Callable[[Tensor], Tensor] = 0.0, cond: Condition = None) -> SemiLinear:
         """The reverse diffusion in model units, for any solver.
@@ -371,10 +407,9 @@ class DiffusionModel(nn.Module):
     @property
     def config(self) -> dict[str, Any]:
         """A JSON description from which :func:`sdediff.load` rebuilds the model."""
-        custom = type(self.process) is GaussianProcess
         return {
             "network": {"name": type(self.network).__name__, "args": getattr(self.network, "config", None)},
-            "process": {"name": type(self.process).__name__, "args": None if custom else self.process.config},
+            "process": {"name": type(self.process).__name__, "args": self.process.config},
             "prediction": self.prediction,
             "data_shape": list(self.data_shape),
             "prior": self.prior,
@@ -390,23 +425,29 @@ class DiffusionModel(nn.Module):
         )
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; afterwards every part of the model has its own mode again."""
+    training = [part for part in model.modules() if part.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
 def solving(function: Solving) -> Solving:
     """Decorate what solves with a model (its first argument): no graph, and evaluation mode for its time.
 
-    Fresh dropout at every evaluation is no function that a solver could follow. Afterwards every part of the
-    model has its own mode again.
+    Fresh dropout at every evaluation is no function that a solver could follow. Inference mode is left, since
+    traces need derivatives.
     """
 
     @functools.wraps(function)
     def wrapped(model: DiffusionModel, *arguments: Any, **options: Any) -> Any:
-        training = [part for part in model.modules() if part.training]
-        model.eval()
-        try:
-            with torch.no_grad():
-                return function(model, *arguments, **options)
-        finally:
-            for part in training:
-                part.training = True
+        with torch.inference_mode(False), torch.no_grad(), evaluating(model):
+            return function(model, *arguments, **options)
 
     return cast(Solving, wrapped)
 
@@ -435,77 +476,3 @@ class _Denoiser:
             self.tabulate([t])
         c_skip, c_out, c_in, c_noise = self.table[t]
         return torch.add(z * c_skip, self.model._call(z, c_in, c_noise, cond), alpha=c_out)
-
-
-class CallableNetwork(nn.Module):
-    """A function of the raw ``(x_t, t)`` in a network's place."""
-
-    def __init__(self, function: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor, t: Tensor, cond: Condition = None) -> Tensor:
-        """Call the function."""
-        return self.function(x, t) if cond is None else self.function(x, t, cond)
-
-
-class _RawModel(DiffusionModel):
-    """A model whose network sees x_t and t as they are."""
-
-    def conditioning(self, m: Marginal, t: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.ones_like(t), t
-
-
-def from_callable(
-    fn: Callable[..., Tensor],
-    process: GaussianProcess,
-    prediction: str = "score",
-    data_shape: tuple[int, ...] = (),
-    data_mean: Tensor | None = None,
-    data_cov: Tensor | None = None,
-    prior: str = "matched",
-) -> DiffusionModel:
-    """A model from any function, such as an analytic score or a network trained elsewhere.
-
-    Args:
-        fn: ``fn(x, t)`` (or ``fn(x, t, cond)``) with x = x_t (B, *data_shape), unscaled, and t (B,) in the
-            process's time, of x's dtype; returns what `prediction` says, like x. A module's parameters become
-            the model's.
-        process: The Gaussian process.
-        prediction: "score", "eps", "x0", "v", "velocity" or "edm".
-        data_shape: Shape of one datum.
-        data_mean: Mean of the data, data_shape or (d,); with `data_cov` it makes the matched prior.
-        data_cov: Covariance of the data, (d, d), its diagonal (d,), or a scalar.
-        prior: "matched" (where the moments are given, else the textbook prior) or "standard".
-
-    Returns:
-        A :class:`DiffusionModel` whose units are the data's.
-
-    Raises:
-        ValueError: If only one moment is given, or a shape is wrong.
-
-    Example:
-        >>> import torch, sdediff
-        >>> model = from_callable(lambda x, t: -x, process=sdediff.VP(), prediction="score", data_shape=(2,))
-        >>> model.log_prob(torch.zeros(1, 2, dtype=torch.float64)).round(decimals=4)
-        tensor([-1.8379], dtype=torch.float64)
-    """
-    model = _RawModel(
-        fn if isinstance(fn, nn.Module) else CallableNetwork(fn),
-        process,
-        prediction,
-        data_shape,
-        prior=prior,
-        scale_mode="none",
-    )
-    if (data_mean is None) != (data_cov is None):
-        raise ValueError("only one of data_mean and data_cov was given: give both, or neither")
-    if data_mean is not None and data_cov is not None:
-        mean, cov = torch.as_tensor(data_mean), torch.as_tensor(data_cov)
-        if mean.numel() != model.dim or cov.shape not in ((), (model.dim,), (model.dim, model.dim)):
-            raise ValueError(
-                f"data_mean {tuple(mean.shape)} and data_cov {tuple(cov.shape)} do not fit "
-                f"data_shape={model.data_shape}"
-            )
-        model.moments = Moments.of(mean.detach().cpu(), cov.detach().cpu())
-    return model

@@ -46,11 +46,11 @@ class StandardPrior:
 
 @dataclass(frozen=True)
 class GaussianPrior:
-    r"""N(mean, U diag(variances) U^T + rest (I - U U^T)), U orthonormal columns.
+    r"""N(mean, U diag(variances) U^T + rest (I - U U^T)), U orthonormal columns, or the identity.
 
     Attributes:
         mean: (d,).
-        basis: U, (d, r).
+        basis: U, (d, r) with r from 0 (isotropic) to d (full); (0, 0) stands for the identity (diagonal).
         variances: (r,).
         rest: Variance off the basis, ().
     """
@@ -63,10 +63,9 @@ class GaussianPrior:
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log-density (B,) in nats, float64 where the device has it."""
-        d, r = self.basis.shape
-        basis, variances = _wide(self.basis), _wide(self.variances)
-        centred = _wide(z) - _wide(self.mean)
-        inside = centred @ basis
+        d, r = len(self.mean), len(self.variances)
+        variances, centred = _wide(self.variances), _wide(z) - _wide(self.mean)
+        inside = self._coordinates(centred)
         log_det = variances.log().sum()
         squares = (inside.square() / variances).sum(dim=1)
         if r < d:
@@ -77,14 +76,18 @@ class GaussianPrior:
 
     def transform(self, normal: Tensor) -> Tensor:
         """Standard normals (B, d) turned into draws (B, d)."""
-        basis, mean, variances, rest = (
-            v.to(normal.dtype) for v in (self.basis, self.mean, self.variances, self.rest)
-        )
-        inside = normal @ basis
-        draws = mean + (inside * variances.sqrt()) @ basis.T
-        if basis.shape[1] < basis.shape[0]:
-            draws = draws + (normal - inside @ basis.T) * rest.sqrt()
+        mean, variances, rest = (v.to(normal.dtype) for v in (self.mean, self.variances, self.rest))
+        inside = self._coordinates(normal)
+        draws = mean + self._vectors(inside * variances.sqrt())
+        if len(variances) < len(mean):
+            draws = draws + (normal - self._vectors(inside)) * rest.sqrt()
         return draws
+
+    def _coordinates(self, x: Tensor) -> Tensor:
+        return x @ self.basis.to(x.dtype) if len(self.basis) else x
+
+    def _vectors(self, c: Tensor) -> Tensor:
+        return c @ self.basis.to(c.dtype).T if len(self.basis) else c
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ class Moments:
 
     Attributes:
         mean: (d,).
-        basis: Leading eigenvectors, (d, r); all of them up to d = 1024.
+        basis: Leading eigenvectors, (d, r), all up to d = 1024; (0, 0) where the covariance is diagonal.
         variances: Their eigenvalues, (r,).
         rest: Mean eigenvalue of the rest, ().
     """
@@ -114,12 +117,9 @@ class Moments:
         if cov.ndim < 2:
             if not bool((cov >= 0).all()):
                 raise ValueError("data_cov has a negative variance: give variances")
-            return cls(
-                mean,
-                torch.eye(d, dtype=torch.float64),
-                cov.expand(d).clone(),
-                torch.zeros((), dtype=torch.float64),
-            )
+            if cov.ndim == 0:
+                return cls(mean, cov.new_zeros(d, 0), cov.new_zeros(0), cov)
+            return cls(mean, cov.new_zeros(0, 0), cov, cov.new_zeros(()))
         if not torch.allclose(cov, cov.T, rtol=1e-5, atol=1e-6 * float(cov.abs().max())):
             raise ValueError("data_cov is not symmetric: give a covariance matrix")
         variances, basis = torch.linalg.eigh(0.5 * (cov + cov.T))
@@ -134,17 +134,19 @@ class Moments:
         mean = z.mean(dim=0)
         if z.shape[1] <= FULL_COVARIANCE:
             return cls.of(mean, torch.cov(z.T, correction=0).reshape(z.shape[1], -1))
-        rows = z[:4096] - mean
-        _, singular, basis = torch.linalg.svd(rows, full_matrices=False)
+        chosen = torch.randperm(len(z), generator=torch.Generator().manual_seed(0))[:4096]
+        rows = z[chosen.to(z.device)] - mean
+        _, left = torch.linalg.eigh(rows @ rows.T)  # (n, n): cheaper than a decomposition of (n, d)
         rank = min(LOW_RANK, len(rows) - 1)
-        variances = singular[:rank].square() / len(rows)
+        basis = torch.linalg.qr(rows.T @ left[:, -rank:]).Q
+        variances = (rows @ basis).square().mean(dim=0)
         rest = (z.var(dim=0, correction=0).sum() - variances.sum()).clamp(min=0) / (z.shape[1] - rank)
-        return cls(mean, basis[:rank].T.contiguous(), variances, rest)
+        return cls(mean, basis, variances, rest)
 
     @property
     def scale(self) -> float:
         """Root mean variance."""
-        d, r = self.basis.shape
+        d, r = len(self.mean), len(self.variances)
         return math.sqrt(float(self.variances.sum() + (d - r) * self.rest) / d)
 
     def noised(self, alpha: float, sigma: float) -> GaussianPrior:

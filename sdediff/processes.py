@@ -237,23 +237,22 @@ class GaussianProcess:
         return GRIDS[self.grid](self, n, span)
 
     @property
-    def config(self) -> dict[str, Any]:
-        """Constructor arguments as a JSON dict, to rebuild the process from a file."""
-        if type(self) is GaussianProcess:
-            raise ValueError(
-                "a GaussianProcess of your own alpha and sigma cannot be written to a file: "
-                "subclass it and add the class to sdediff.processes.REGISTRY, or pass process= when loading"
-            )
-        return dict(self._arguments)
+    def config(self) -> dict[str, Any] | None:
+        """Constructor arguments as JSON, to rebuild the process from a file; None where they are functions.
 
-    _arguments: dict[str, float]
+        A model saved with such a process is loaded with ``process=``. A subclass that sets `_arguments` and
+        is added to `REGISTRY` is rebuilt like those here.
+        """
+        return None if self._arguments is None else dict(self._arguments)
+
+    _arguments: dict[str, float] | None = None
 
     @staticmethod
     def _cast(value: Tensor, like: Tensor) -> Tensor:
         return value.to(like.dtype)
 
     def __repr__(self) -> str:
-        inside = ", ".join(f"{k}={v:g}" for k, v in getattr(self, "_arguments", {}).items())
+        inside = ", ".join(f"{k}={v:g}" for k, v in (self._arguments or {}).items())
         return f"{type(self).__name__}({inside})"
 
 
@@ -541,14 +540,15 @@ REGISTRY: dict[str, type[GaussianProcess]] = {
 
 
 def _in_double(function: Schedule, t: Time) -> Tensor:
-    t = torch.as_tensor(t, dtype=None if isinstance(t, Tensor) else torch.float64)
+    given = isinstance(t, Tensor) and t.is_floating_point()
+    t = torch.as_tensor(t, dtype=None if given else torch.float64)
     wide = t.double() if t.device.type != "mps" else t  # MPS has no float64
     return function(wide).to(t.dtype)
 
 
 def _derivative(function: Schedule, t: Tensor) -> Tensor:
-    with torch.enable_grad():
-        t = t.detach().requires_grad_()
+    with torch.inference_mode(False), torch.enable_grad():
+        t = t.detach().clone().requires_grad_()
         value = function(t)
         if not value.requires_grad:  # a schedule that is constant in t
             return torch.zeros_like(t)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -63,7 +64,11 @@ class Run:
         span = check_span(model, t_span)
         if on_failure not in ("warn", "raise", "ignore"):
             raise ValueError(f'on_failure={on_failure!r} is not known: take "warn", "raise" or "ignore"')
-        if isinstance(grid, Sequence | Tensor) and not isinstance(grid, str):
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise TypeError(f"seed={seed!r}: give a whole number")
+        if not callable(eta) and not isinstance(eta, Real | None):
+            raise TypeError(f"eta={eta!r}: give a number, or a function of t")
+        if grid is not None and not isinstance(grid, str):
             grid = torch.as_tensor(grid, dtype=torch.float64)
             if t_span is None and len(grid) > 1:
                 span = check_span(model, (float(grid.min()), float(grid.max())))
@@ -138,7 +143,7 @@ def check_span(model: DiffusionModel, span: tuple[float, float] | None) -> tuple
 
 def chunks(n: int, dim: int, batch_size: int | None) -> Iterator[slice]:
     """Slices of n rows, of `batch_size` or of about a million numbers each."""
-    if batch_size is not None and batch_size < 1:
+    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
         raise ValueError(f"batch_size={batch_size}: give a positive number of rows")
     size = batch_size or max(1, _CHUNK_NUMBERS // dim)
     return (slice(start, min(start + size, n)) for start in range(0, n, size))

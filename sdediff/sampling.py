@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,17 +13,33 @@ from torch import Tensor
 from solvers import Solution, Solver
 
 from . import units
-from .likelihood.engine import sample_with_log_prob
+from .likelihood.divergence import Divergence
+from .likelihood.engine import DEFAULT_NODES, sample_with_log_prob
+from .likelihood.result import LogLikelihood
 from .model import Condition, DiffusionModel, solving
 from .prior import Prior
 from .run import Run, chunks, draw_prior, join, rows_of
 
 
-class SampleResult(NamedTuple):
-    """Samples with their log-density: unpacks as ``x, log_prob``."""
+@dataclass(frozen=True)
+class SampleResult:
+    """Samples with their log-density; unpacks as ``x, log_prob``.
+
+    Attributes:
+        x: Samples, (n, *data_shape).
+        likelihood: Their :class:`~sdediff.LogLikelihood`, with its errors.
+    """
 
     x: Tensor
-    log_prob: Tensor
+    likelihood: LogLikelihood
+
+    @property
+    def log_prob(self) -> Tensor:
+        """Log-density in nats, (n,)."""
+        return self.likelihood.log_prob
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter((self.x, self.log_prob))
 
 
 @solving
@@ -45,6 +61,7 @@ def sample(
     batch_size: int | None = None,
     denoise: bool = False,
     return_log_prob: bool = False,
+    divergence: Divergence | None = None,
     return_solution: bool = False,
     on_failure: str = "warn",
     dtype: torch.dtype | None = None,
@@ -61,7 +78,7 @@ def sample(
         n: Number of samples.
         solver: A solver or its name (:func:`solvers.available`).
         steps: Steps of a fixed-grid solver.
-        grid: Its times, or the name of a grid ("rho", "uniform", "log-snr").
+        grid: Its times, or the name of a grid ("quadratic", "rho", "uniform", "log-snr").
         rtol: Relative tolerance of an adaptive solver (in coordinates of unit variance, for the native ones).
         atol: Absolute tolerance.
         eta: 0 the probability-flow ODE, 1 the reverse SDE; the solver's own default when left out. May be a
@@ -73,7 +90,10 @@ def sample(
         prior: "matched", "standard" or an object with log_prob and transform, in place of the model's.
         batch_size: Rows solved at once; about a million numbers by default.
         denoise: Return E[x_0 | x_{t_min}] instead: without the last bit of noise, but of no known density.
-        return_log_prob: Also return the log-density (ODE solvers): ``x, log_prob``.
+        return_log_prob: Also return the log-density (ODE solvers): ``x, log_prob``, a
+            :class:`SampleResult` whose `likelihood` holds the errors.
+        divergence: For the log-density, as in :func:`~sdediff.likelihood.log_likelihood`: by default exact up
+            to 64 dimensions, else two random probes a node.
         return_solution: Also return a :class:`solvers.Solution`, its states in data units: ``x, solution``.
         on_failure: "warn", "raise" (:class:`solvers.SolverError`) or "ignore" where a sample's solve fails;
             the others are not touched by it.
@@ -109,19 +129,22 @@ def sample(
     )
     if return_log_prob:
         run.check_flow("return_log_prob")
-    rows, cond = rows_of(n, indices), units.expand_condition(cond, n)
+    n = int(n)
+    rows, cond = rows_of(n, indices), units.expand_condition(cond, n, model.shift.device)
     parts: list[Any] = []
-    for part in chunks(n, model.dim, batch_size):
+    kept = DEFAULT_NODES if return_log_prob else 1
+    for part in chunks(n, model.dim * kept, batch_size):
         z = draw_prior(model, run, rows[part], dtype)
-        c = None if cond is None else cond[part].to(z.device)
+        c = None if cond is None else cond[part]
         if return_log_prob:
-            parts.append(sample_with_log_prob(model, run, z, c, rows[part]))
+            parts.append(sample_with_log_prob(model, run, z, c, rows[part], divergence))
         else:
             parts.append(_finish(model, run, run.carry(model, z, c, rows[part]), c, denoise))
         if progress is not None:
             progress(part.stop)
     if return_log_prob:
-        return SampleResult(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        x, likelihoods = zip(*parts, strict=True)
+        return SampleResult(torch.cat(x), LogLikelihood.join(list(likelihoods)))
     solution = join(parts)
     run.report(solution)
     return (solution.x, solution) if return_solution else solution.x
@@ -181,7 +204,7 @@ def encode(
         >>> bool(torch.allclose(decode(model, encode(model, x)), x, atol=1e-2))
         True
     """
-    return _transport(model, model.to_model(model.as_state(x)), solver, cond, batch_size, options, up=True)
+    return _transport(model, model.as_state(x), solver, cond, batch_size, options, up=True)
 
 
 @solving
@@ -207,7 +230,7 @@ def decode(
     Returns:
         Data in data units, (n, *data_shape).
     """
-    return _transport(model, model.as_state(z, "z"), solver, cond, batch_size, options, up=False)
+    return _transport(model, model.check_batch(z, "z"), solver, cond, batch_size, options, up=False)
 
 
 def _transport(
@@ -222,9 +245,9 @@ def _transport(
 ) -> Tensor:
     run = Run.of(model, solver, eta=0.0, **options)
     run.check_flow("encode" if up else "decode")
-    rows, cond = torch.arange(len(z)), units.expand_condition(cond, len(z))
+    rows, cond = torch.arange(len(z)), units.expand_condition(cond, len(z), z.device)
     alpha = float(model.process.alpha(run.span[0]))
-    z = z * alpha if up else z
+    z = z * alpha if up else z if model.state_type is None else z.to(model.state_type[0])
     parts = [
         run.carry(model, z[part], None if cond is None else cond[part], rows[part], up=up)
         for part in chunks(len(z), model.dim, batch_size)

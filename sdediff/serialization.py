@@ -63,7 +63,7 @@ def load(
         >>> load(path).process
         VP(beta_min=0.1, beta_max=20, t_min=1e-05, t_max=1)
     """
-    from sdediff.model import CallableNetwork
+    from sdediff.callables import CallableNetwork
 
     tensors, config = files.read_tensors(path, "model")
     name = os.fspath(path)
@@ -98,9 +98,10 @@ def describe(model: DiffusionModel) -> dict[str, Any]:
 
 def _classes() -> dict[str, type[DiffusionModel]]:
     """Model classes by name; that of `from_callable` hands its network x_t and t as they are."""
-    from sdediff import model
+    from sdediff.callables import RawModel
+    from sdediff.model import DiffusionModel
 
-    return {cls.__name__: cls for cls in (model.DiffusionModel, model._RawModel)}
+    return {cls.__name__: cls for cls in (DiffusionModel, RawModel)}
 
 
 def _build(described: Mapping[str, Any], registry: Mapping[str, Any], path: str, what: str) -> Any:

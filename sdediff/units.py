@@ -39,13 +39,17 @@ def check_batch(x: Any, data_shape: tuple[int, ...], what: str, *, empty: bool =
         )
 
 
-def expand_condition(cond: Any, rows: int) -> Any:
-    """A condition with a row a sample; one row, or one value without a batch, serves all."""
+def expand_condition(cond: Any, rows: int, device: torch.device) -> Any:
+    """A condition with a row a sample, on a device; one row, one vector or one label serves all samples."""
     if cond is None:
         return None
-    cond = torch.as_tensor(cond)
-    if cond.ndim == 0:
-        return cond.expand(rows)
+    cond = torch.as_tensor(cond).to(device)
+    if cond.is_inference():
+        cond = cond.clone()  # such a tensor cannot take part in derivatives
+    if cond.is_floating_point() and not bool(torch.isfinite(cond).all()):
+        raise ValueError("cond has NaN or infinite values: remove or fill them")
+    if cond.ndim == 0 or (cond.ndim == 1 and cond.is_floating_point() and len(cond) != rows):
+        return cond.expand(rows, *cond.shape)
     if len(cond) == rows:
         return cond
     if len(cond) == 1:

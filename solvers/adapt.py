@@ -217,7 +217,10 @@ class _Result:
         powers = at[:, None] ** torch.arange(1, len(rows[0]) + 1, device=at.device)
         weights = powers @ torch.tensor(rows, dtype=at.dtype, device=at.device).T
         value = x + h * sum(expand(weights[:, i], x) * k[i][who] for i in range(len(k)) if any(rows[i]))
-        self.path = self.path.index_put((when, active.row[who]), value)
+        if value.requires_grad:
+            self.path = self.path.index_put((when, active.row[who]), value)
+        else:
+            self.path.index_put_((when, active.row[who]), value)
 
     def finish(self, active: _Active, status: Tensor, done: Tensor) -> None:
         rows = active.row[done]

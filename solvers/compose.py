@@ -100,7 +100,7 @@ class PredictorCorrector(StepSolver):
         corrector: A :class:`Corrector`.
 
     Raises:
-        TypeError: If the predictor chooses its own steps, or the problem has no score.
+        TypeError: If the predictor chooses its own steps or corrects already, or the problem has no score.
 
     Example:
         >>> import solvers
@@ -121,6 +121,11 @@ class PredictorCorrector(StepSolver):
                 f"{predictor!r} does not step on a fixed grid: take a predictor that does, such as "
                 '"euler-maruyama"'
             )
+        if predictor.noisy:
+            raise TypeError(
+                f"{predictor!r} corrects already, and a second corrector would draw the same noise: "
+                "give Langevin(iterations=2) for two corrections a step"
+            )
         self.predictor, self.corrector = predictor, corrector
         self.batch_coupled = predictor.batch_coupled or corrector.batch_coupled
         self.default_steps, self.default_eta = predictor.default_steps, predictor.default_eta
@@ -135,7 +140,8 @@ class PredictorCorrector(StepSolver):
     def step(self, problem: Problem, t: float, t_next: float, x: Tensor, state: Any, noise: Noise) -> Step:
         assert isinstance(problem, SemiLinear)
         predicted = self.predictor.step(problem, t, t_next, x, state, noise)
-        return Step(self.corrector.correct(problem, t_next, predicted.x, noise), None, predicted.state)
+        x_next = self.corrector.correct(problem, t_next, predicted.x, noise)
+        return Step(x_next, None, self.predictor.moved(predicted.state))
 
     def __repr__(self) -> str:
         return f"PredictorCorrector({self.predictor!r}, {self.corrector!r})"
@@ -153,16 +159,17 @@ class StepDoubling(StepSolver):
         solver: A fixed-grid solver of ODEs of order p.
 
     Raises:
-        TypeError: If the solver chooses its own steps, or adds noise of its own.
+        TypeError: If the solver chooses its own steps, adds noise of its own, or is a multistep method.
 
     References:
         Hairer, Norsett & Wanner (1993), Solving ODEs I, section II.4, Eq. 4.4.
     """
 
     def __init__(self, solver: StepSolver) -> None:
-        if not isinstance(solver, StepSolver) or solver.noisy:
+        if not isinstance(solver, StepSolver) or solver.noisy or solver.multistep:
             raise TypeError(
-                f'the error of {solver!r} is not seen by halving its steps: take an ODE solver such as "heun"'
+                f"the error of {solver!r} is not seen by halving its steps: take a one-step ODE solver such "
+                'as "heun"'
             )
         self.solver = solver
         self.order = solver.order  # type: ignore[misc]

@@ -15,9 +15,9 @@ from .solver import Request, StepSolver
 
 def march(solver: StepSolver, problem: Problem, x: Tensor, request: Request) -> Solution:
     """Take the solver's step over every interval of the grid."""
+    problem, calls = counted(problem)
     if isinstance(problem, SemiLinear):
         problem = problem.tabulate(s for pair in pairwise(request.times) for s in solver.stage_times(*pair))
-    problem, calls = counted(problem)
     wanted = set(request.save_at or ())
     path = [x] if request.times[0] in wanted else []
     state, error = None, x.new_zeros(len(x)) if request.dual else None

@@ -167,7 +167,7 @@ class SemiLinear:
     scale: float = 1.0
     centre: Tensor | float = 0.0
     per_sample: tuple[Tensor, ...] = ()
-    _table: dict[float, Coefficients] = field(default_factory=dict, repr=False, compare=False)
+    _table: dict[float, Coefficients] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not callable(self.eta) and not self.eta >= 0:
@@ -191,7 +191,9 @@ class SemiLinear:
         keys = list(dict.fromkeys(times))
         rows = zip(*(c.tolist() for c in self._compute(torch.tensor(keys, dtype=torch.float64))), strict=True)
         getattr(self.denoiser, "tabulate", lambda _: None)(keys)
-        return replace(self, _table=dict(zip(keys, (Coefficients(*row) for row in rows), strict=True)))
+        problem = replace(self)  # with a table of its own: another eta or process has other coefficients
+        problem._table.update(zip(keys, (Coefficients(*row) for row in rows), strict=True))
+        return problem
 
     def at(self, t: Time, x: Tensor) -> Coefficients:
         """The coefficients at time t, ready to multiply x."""
@@ -271,6 +273,10 @@ class Counted:
     def __call__(self, *arguments: Tensor) -> Tensor:
         self.calls += 1
         return self.function(*arguments)
+
+    def tabulate(self, times: list[float]) -> None:
+        """Pass the times on to a function that tabulates."""
+        getattr(self.function, "tabulate", lambda _: None)(times)
 
 
 def counted(problem: Problem) -> tuple[Problem, Counted]:

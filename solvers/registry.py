@@ -5,8 +5,8 @@ Other packages add theirs by :func:`register` or an entry point.
 
 from __future__ import annotations
 
+import copy
 import difflib
-import inspect
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from importlib.util import find_spec
@@ -15,7 +15,7 @@ from typing import Any
 from .compose import Langevin, PredictorCorrector, SongLangevin
 from .exponential import DDIM, Ancestral
 from .runge_kutta import Dopri5, Euler, Heun, RungeKutta4
-from .solver import Solver
+from .solver import Solver, check_tolerances
 from .stochastic import EulerMaruyama, StochasticHeun
 
 #: Entry-point group whose members are loaded when a name is not found: ``name =
@@ -160,8 +160,9 @@ def resolve(solver: str | Solver, rtol: float | None = None, atol: float | None 
     return _with(solver, tolerances)
 
 
-def _with(solver: Solver, changes: dict[str, float]) -> Solver:
-    """A copy of the solver with other constructor arguments."""
-    names = inspect.signature(type(solver).__init__).parameters
-    arguments = {n: getattr(solver, n) for n in names if n != "self" and hasattr(solver, n)}
-    return type(solver)(**(arguments | changes))
+def _with(solver: Solver, tolerances: dict[str, float]) -> Solver:
+    """A copy of the solver with other tolerances."""
+    solver = copy.copy(solver)
+    vars(solver).update(tolerances)
+    check_tolerances(solver.rtol, solver.atol)  # type: ignore[attr-defined]
+    return solver

@@ -172,6 +172,9 @@ class RungeKutta(StepSolver):
         self.tableau = tableau
         self.order = tableau.order  # type: ignore[misc]
 
+    def moved(self, state: Any) -> Any:
+        return None
+
     def stage_times(self, t: float, t_next: float) -> tuple[float, ...]:
         return tuple(stage_time(t, t_next, node) for node in self.tableau.c)
 
@@ -242,6 +245,10 @@ class AdaptiveRungeKutta(Solver):
         if tableau.b_error is None:
             raise ValueError(
                 "an adaptive method needs a tableau with error weights: give b_error, or use RungeKutta"
+            )
+        if not (max_nfe >= 1 and 0 <= min_step < 1):
+            raise ValueError(
+                f"max_nfe={max_nfe}, min_step={min_step}: give max_nfe >= 1 and 0 <= min_step < 1"
             )
         self.rtol, self.atol = check_tolerances(rtol, atol)
         self.tableau, self.max_nfe, self.min_step = tableau, max_nfe, min_step

@@ -57,7 +57,7 @@ class Solver(ABC):
     Class attributes state what it can do; asking for more is a TypeError that names a solver that can.
     """
 
-    #: Order of convergence: of the ODE where deterministic, else strong.
+    #: Order of convergence, of the ODE where deterministic, else strong.
     order: ClassVar[float]
     #: Weak order of a stochastic solver, for additive noise.
     weak_order: ClassVar[float | None] = None
@@ -132,6 +132,13 @@ class StepSolver(Solver):
             state: What the last step returned as its state; None at the first.
             noise: The noise of this step.
         """
+
+    #: History spans steps: a step without it is of lower order, so it cannot be doubled.
+    multistep: bool = False
+
+    def moved(self, state: Any) -> Any:
+        """What is left of the state once something else has moved x; a slope at the old x, say, is not."""
+        return state
 
     def stage_times(self, t: float, t_next: float) -> tuple[float, ...]:
         """Times at which a step looks at the schedule, so that they can be tabulated beforehand."""

@@ -14,8 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from sdediff import files, processes, serialization
-from sdediff.model import DiffusionModel, from_callable
+from sdediff import DiffusionModel, files, from_callable, processes, serialization
 from sdediff.networks import MLP, UNet
 
 

@@ -66,9 +66,12 @@ def _products(function: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[Tens
         return torch.zeros_like
 
     def product(v: Tensor) -> Tensor:
-        (grad,) = torch.autograd.grad(
-            value, point, v, is_grads_batched=True, retain_graph=True, allow_unused=True
-        )
+        options = {"retain_graph": True, "allow_unused": True}
+        try:
+            (grad,) = torch.autograd.grad(value, point, v, is_grads_batched=True, **options)
+        except RuntimeError:  # an operation without a rule for batches of gradients
+            rows = [torch.autograd.grad(value, point, u, **options)[0] for u in v]
+            grad = None if rows[0] is None else torch.stack(rows)
         return torch.zeros_like(v) if grad is None else grad
 
     return product

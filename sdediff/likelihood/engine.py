@@ -110,7 +110,7 @@ def log_likelihood(
         >>> bool(((r.log_prob - data.log_prob(None, x, None)).abs() < 1e-3).all())
         True
     """
-    x = model.as_state(x)
+    z = model.as_state(x)
     if solver == "dopri5":
         rtol, atol = (1e-6 if tolerance is None else tolerance for tolerance in (rtol, atol))
     run = Run.of(
@@ -135,10 +135,10 @@ def log_likelihood(
         )
     trace = _divergence(model, divergence)
     rule = _Rule.of(model, run, nodes)
-    rows, cond = rows_of(len(x), indices), units.expand_condition(cond, len(x))
-    start = model.to_model(x) * float(model.process.alpha(run.span[0]))
+    rows, cond = rows_of(len(z), indices), units.expand_condition(cond, len(z), z.device)
+    start = z * float(model.process.alpha(run.span[0]))
     solutions, integrals = [], []
-    for part in chunks(len(x), model.dim, batch_size):
+    for part in chunks(len(z), model.dim * len(rule.times), batch_size):
         c = None if cond is None else cond[part]
         save_at, dual = rule.times, _score_weight(model.problem(0.0, c))
         solution = run.carry(model, start[part], c, rows[part], up=True, save_at=save_at, dual=dual)
@@ -150,19 +150,24 @@ def log_likelihood(
 
 
 def sample_with_log_prob(
-    model: DiffusionModel, run: Run, z: Tensor, cond: Condition, rows: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Samples from latents z, and their log-density from the same path (exact trace up to 64 dimensions)."""
-    trace = _divergence(model, None)
+    model: DiffusionModel,
+    run: Run,
+    z: Tensor,
+    cond: Condition,
+    rows: Tensor,
+    divergence: Divergence | None = None,
+) -> tuple[Tensor, LogLikelihood]:
+    """Samples from latents z in data units, and their log-density from the same path."""
+    trace = _divergence(model, divergence)
     rule = _Rule.of(model, run, None)
-    solution = run.carry(model, z, cond, rows, save_at=rule.times[::-1])
+    solution = run.carry(
+        model, z, cond, rows, save_at=rule.times[::-1], dual=_score_weight(model.problem(0.0))
+    )
     assert solution.path is not None
     solution = replace(solution, path=solution.path.flip(0))
     integral = _integrate(model, rule, trace, solution, cond, rows, run.seed)
-    run.report(solution)
     x = model.to_data(solution.x / float(model.process.alpha(run.span[0])))
-    at_end = replace(solution, x=z)
-    return x, _assemble(model, run, trace, rule, at_end, integral).log_prob
+    return x, _assemble(model, run, trace, rule, replace(solution, x=z), integral)
 
 
 def _divergence(model: DiffusionModel, divergence: Divergence | None) -> Divergence:
@@ -177,11 +182,12 @@ def _divergence(model: DiffusionModel, divergence: Divergence | None) -> Diverge
 
 
 def _with_error_estimate(run: Run) -> Run:
-    if not isinstance(run.solver, StepSolver) or isinstance(run.solver, StepDoubling):
+    """Double the steps of a one-step fixed-grid solver; others estimate errors themselves, or not."""
+    solver = run.solver
+    if not isinstance(solver, StepSolver) or isinstance(solver, StepDoubling) or solver.multistep:
         return run
-    return replace(
-        run, solver=StepDoubling(run.solver), options={**run.options, "solver": StepDoubling(run.solver)}
-    )
+    doubled = StepDoubling(solver)
+    return replace(run, solver=doubled, options={**run.options, "solver": doubled})
 
 
 def _score_weight(problem: SemiLinear) -> Any:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,6 +72,16 @@ class LogLikelihood:
     prior: str
     t_span: tuple[float, float]
 
+    @classmethod
+    def join(cls, parts: list[LogLikelihood]) -> LogLikelihood:
+        """Likelihoods of consecutive rows as one."""
+        columns: dict[str, Any] = {
+            f.name: torch.cat([getattr(p, f.name) for p in parts])
+            for f in fields(cls)
+            if isinstance(getattr(parts[0], f.name), Tensor)
+        }
+        return replace(parts[0], **columns)
+
     @property
     def dim(self) -> int:
         """Dimensions of a datum."""
@@ -83,7 +94,7 @@ class LogLikelihood:
             level: Coverage, in (0, 1).
 
         Returns:
-            ``(low, high)``, each (n,).
+            ``(low, high)``, each (n,); nan where an error is unknown (one probe, a foreign solver).
 
         Raises:
             ValueError: If the level is not in (0, 1).

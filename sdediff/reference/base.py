@@ -153,7 +153,7 @@ class ClosedForm(ABC):
         if prediction not in PREDICTIONS:
             names = ", ".join(PREDICTIONS)
             raise ValueError(f"a closed form cannot predict {prediction!r}: choose one of {names}")
-        from sdediff.model import from_callable
+        from sdediff.callables import from_callable
 
         view: Callable[[GaussianProcess, Tensor, Time], Tensor] = getattr(self, PREDICTIONS[prediction])
         return from_callable(

@@ -6,13 +6,14 @@ from sdediff.training.losses import LOSSES, DenoisingLoss, squared_error
 from sdediff.training.schedules import Cosine, InverseSqrt
 from sdediff.training.times import LogNormal, UniformLogSNR, UniformTime, stratified
 from sdediff.training.validation import NoiseLevels
-from sdediff.training.weightings import X0, Eps, Karras, Likelihood, Native
+from sdediff.training.weightings import X0, Balanced, Eps, Karras, Likelihood, Native
 
 __all__ = [
     "EMA",
     "LOSSES",
     "X0",
     "AdamW",
+    "Balanced",
     "Cosine",
     "DenoisingLoss",
     "Eps",

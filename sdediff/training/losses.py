@@ -17,7 +17,16 @@ from torch import Tensor
 
 from sdediff.processes import GaussianProcess
 from sdediff.training.times import LogNormal, Times, UniformLogSNR, UniformTime, stratified
-from sdediff.training.weightings import X0, Eps, Karras, Likelihood, Native, Weighting, network_weight
+from sdediff.training.weightings import (
+    X0,
+    Balanced,
+    Eps,
+    Karras,
+    Likelihood,
+    Native,
+    Weighting,
+    network_weight,
+)
 from solvers.problems import expand
 
 if TYPE_CHECKING:
@@ -46,7 +55,7 @@ class DenoisingLoss:
         tensor([1., 1., 1., 1.], dtype=torch.float64)
     """
 
-    weighting: Weighting | Native = _NATIVE
+    weighting: Weighting | Native | Balanced = _NATIVE
     times: Times = _UNIFORM
     proposal: Times | None = None
 
@@ -88,14 +97,12 @@ def squared_error(
 
 
 #: Losses by name, for ``fit(loss=...)``. "balanced" is the default because every noise level gets its share
-#: of the steps:
-#: after equal numbers of them its score was nearest to the exact one on a ring of Gaussians (all losses
-#: compared), and its
-#: noise estimate the best on held-out digits (against "native", "edm", "likelihood"), for "eps" and "edm"
-#: predictions, VP.
-#: "native", "eps" and "x0" average over uniform time, as the textbooks do.
+#: of the steps: after equal numbers of them its score was nearest to the exact one on a ring of Gaussians
+#: (all losses compared), and its noise estimate the best on held-out digits (against "native", "edm",
+#: "likelihood"), for "eps" and "edm" predictions, VP. "native", "eps" and "x0" average over uniform time, as
+#: the textbooks do.
 LOSSES: dict[str, DenoisingLoss] = {
-    "balanced": DenoisingLoss(Native(), LogNormal(mean=-1.0, std=2.0)),
+    "balanced": DenoisingLoss(Balanced(), LogNormal(mean=-1.0, std=2.0)),
     "native": DenoisingLoss(Native(), UniformTime()),
     "eps": DenoisingLoss(Eps(), UniformTime()),
     "x0": DenoisingLoss(X0(), UniformTime()),

@@ -34,6 +34,15 @@ class Native:
 
 
 @dataclass(frozen=True)
+class Balanced:
+    """An error of about unit size at every noise level: the default.
+
+    The network's own error where its target has unit size throughout (eps, x0, v, edm); where it has not
+    (score, velocity), the noise estimate's.
+    """
+
+
+@dataclass(frozen=True)
 class Eps:
     r"""Weight 1 on :math:`|\epsilon-\hat\epsilon|^2`, that is :math:`\sigma^2` on the score error.
 
@@ -108,8 +117,10 @@ def noise_error_weight(model: DiffusionModel, t: Tensor) -> Tensor:
     return torch.exp(2 * model.process.lam(t)) * torch.as_tensor(c_out, dtype=t.dtype, device=t.device) ** 2
 
 
-def network_weight(weighting: Weighting | Native, model: DiffusionModel, t: Tensor) -> Tensor:
+def network_weight(weighting: Weighting | Native | Balanced, model: DiffusionModel, t: Tensor) -> Tensor:
     """The weight on the network's own squared error, of t's shape and dtype."""
+    if isinstance(weighting, Balanced):
+        weighting = Eps() if model.prediction in ("score", "velocity") else Native()
     if isinstance(weighting, Native):
         return torch.ones_like(t)
     return weighting(model.process, t) * noise_error_weight(model, t)
