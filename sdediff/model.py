@@ -42,7 +42,7 @@ class DiffusionModel(nn.Module):
     The network is called as ``network(x, t, cond)`` (``network(x, t)`` without a condition) with input of
     unit scale, :math:`x = z_t/\sqrt{\alpha^2+\sigma^2}`, and the noise level
     :math:`t = \tfrac14\ln(\sigma/\alpha)` (the c_noise of Karras et al. 2022, arXiv 2206.00364, table 1), of
-    shape (B,), for every process alike. :func:`sdediff.from_callable` wraps functions of the raw ``(x_t, t)``.
+    shape (B,), for every process alike. :func:`sdediff.from_callable` wraps functions of raw ``(x_t, t)``.
 
     Public x, scores, velocities and densities are in data units,
     ``x_t = shift + scale (alpha z + sigma eps)``; latents are in the model's own.

@@ -332,8 +332,7 @@ def test_schedules_are_differentiable_by_their_users():
 @every_process
 def test_config_rebuilds_the_process(process):
     if type(process) is GaussianProcess:
-        with pytest.raises(ValueError, match="of your own alpha and sigma cannot be written"):
-            _ = process.config
+        assert process.config is None  # functions are in no file: load(path, process=...) brings them back
         return
     again = type(process)(**process.config)
     assert again.config == process.config and type(process).__name__ in repr(process)

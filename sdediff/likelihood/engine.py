@@ -16,7 +16,8 @@ closed form, so only the difference from it is left to quadrature:
 
 The error of the path enters by the identity
 :math:`\delta\log p = \int \mathrm{score}\cdot\mathrm{defect}\,ds`: along the flow the score is the adjoint
-state of log p, so each step's local error counts with the score there, and the estimate costs no evaluation.
+state of log p, so each step's local error counts with the score there, and so does the defect of the
+interpolated path at one point of each step, the one evaluation that the estimate costs.
 """
 
 from __future__ import annotations
