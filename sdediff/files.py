@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -51,7 +52,10 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         )
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
     try:
+        temporary.touch()
+        mode = stat.S_IMODE((target if target.exists() else temporary).stat().st_mode)
         yield temporary
+        temporary.chmod(mode)  # what a writer leaves may be for its owner alone
         _sync(temporary)
         os.replace(temporary, target)
     except BaseException:

@@ -233,3 +233,10 @@ def test_arguments_of_another_version_get_one_sentence(tmp_path: Path) -> None:
     files.write_tensors(tmp_path / "a", tensors, "model", config)
     with pytest.raises(ValueError, match="describes a network MLP that this version of sdediff cannot build"):
         serialization.load(tmp_path / "a")
+
+
+def test_a_models_file_has_the_modes_of_any_other_file(tmp_path):
+    (tmp_path / "plain").touch()
+    model = sdediff.DiffusionModel(sdediff.networks.MLP(dim=2, hidden=8), sdediff.VP(), data_shape=(2,))
+    model.save(tmp_path / "model.safetensors")
+    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
