@@ -237,6 +237,5 @@ def test_arguments_of_another_version_get_one_sentence(tmp_path: Path) -> None:
 
 def test_a_models_file_has_the_modes_of_any_other_file(tmp_path):
     (tmp_path / "plain").touch()
-    model = sdediff.DiffusionModel(sdediff.networks.MLP(dim=2, hidden=8), sdediff.VP(), data_shape=(2,))
-    model.save(tmp_path / "model.safetensors")
+    make_model().save(tmp_path / "model.safetensors")
     assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
