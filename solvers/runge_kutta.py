@@ -186,7 +186,13 @@ class RungeKutta(StepSolver):
 
 
 class Euler(RungeKutta):
-    """Euler's method, order 1, one evaluation a step."""
+    r"""Euler's method, order 1, one evaluation a step.
+
+    .. math:: x_{next} = x + h\,f(t, x)
+
+    References:
+        Hairer, Norsett & Wanner (1993), Solving ODEs I, section I.7.
+    """
 
     order = 1
 
@@ -195,7 +201,13 @@ class Euler(RungeKutta):
 
 
 class Heun(RungeKutta):
-    """Heun's trapezoidal method, order 2, two evaluations a step."""
+    r"""Heun's trapezoidal method, order 2, two evaluations a step.
+
+    .. math:: x_{next} = x + \tfrac h2\,[k_1 + f(t + h,\ x + h k_1)], \qquad k_1 = f(t, x)
+
+    References:
+        Hairer, Norsett & Wanner (1993), Solving ODEs I, section II.1.
+    """
 
     order = 2
     default_steps = 64
@@ -205,7 +217,13 @@ class Heun(RungeKutta):
 
 
 class RungeKutta4(RungeKutta):
-    """The classical Runge-Kutta method, order 4, four evaluations a step."""
+    r"""The classical Runge-Kutta method, order 4, four evaluations a step.
+
+    .. math:: x_{next} = x + \tfrac h6\,(k_1 + 2 k_2 + 2 k_3 + k_4)
+
+    References:
+        Hairer, Norsett & Wanner (1993), Solving ODEs I, section II.1.
+    """
 
     order = 4
     default_steps = 40
