@@ -20,9 +20,8 @@ def main() -> None:
     """Print one row a process and dimension."""
     torch.set_num_threads(1)
     print(f"{POINTS} points, one thread, Python {platform.python_version()}, torch {torch.__version__}")
-    print(
-        f"{'process':14} {'d':>3} {'default':>9} {'1e-7':>9} {'standard':>9} {'estimate':>9} {'nfe':>5} {'probes':>16}"
-    )
+    names = ("default", "1e-7", "standard", "estimate")
+    print(f"{'process':14} {'d':>3} " + " ".join(f"{n:>9}" for n in names) + f" {'nfe':>5} {'probes':>16}")
     for dim in (2, 16):
         data = sdediff.reference.random_mixture(dim, 4, seed=0, dtype=torch.float64)
         x = data.sample(POINTS, seed=1)
