@@ -234,3 +234,8 @@ def test_noising_in_data_units_is_the_inverse_of_the_views():
     z_t = model.to_model(x_t)
     alpha, sigma = float(model.process.alpha(0.3)), float(model.process.sigma(0.3))
     assert torch.allclose(z_t, alpha * model.to_model(x) + sigma * eps, atol=1e-5)
+
+
+def test_a_dense_matrix_that_cannot_fit_is_refused_before_it_is_made(mixture):
+    with pytest.raises(ValueError, match=r"dense matrix of the whole batch.*give batch_size=6666 or less"):
+        mixture.model(sdediff.VP()).sample(7000, "scipy/LSODA")

@@ -74,7 +74,7 @@ CASES = [
     ("torchdiffeq/dopri8", {"rtol": 1e-4, "atol": 1e-4}, False),
     ("torchdiffeq/rk4", {"steps": 40}, False),
     ("torchdiffeq/heun3", {"steps": 80}, False),
-    ("scipy/LSODA", {"rtol": 1e-4, "atol": 1e-4}, False),
+    ("scipy/LSODA", {"rtol": 1e-4, "atol": 1e-4, "batch_size": 1000}, False),
     ("scipy/DOP853", {"rtol": 1e-3, "atol": 1e-3}, False),
 ]
 #: Family-wise false alarm 1e-3 (Bonferroni).

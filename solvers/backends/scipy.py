@@ -12,6 +12,7 @@ from ..solver import Request, Solver, check_tolerances
 
 METHODS = {"RK45": 5, "RK23": 3, "DOP853": 8, "Radau": 5, "BDF": 5, "LSODA": 5}
 _EXPLICIT = ("RK45", "RK23", "DOP853")
+_DENSE_LIMIT = 20_000  # numbers in a batch: a matrix of 3.2 GB
 
 
 class _NonFiniteDriftError(ArithmeticError):
@@ -21,8 +22,8 @@ class _NonFiniteDriftError(ArithmeticError):
 class SciPy(Solver):
     """A method of `scipy.integrate`, on the whole batch as one system in float64 on the host.
 
-    All samples share their steps (`batch_coupled`), and no gradient passes. Radau and BDF form a dense
-    Jacobian of the whole batch by differences: for small problems only.
+    All samples share their steps (`batch_coupled`), and no gradient passes. LSODA, Radau and BDF keep a dense
+    matrix of the whole batch: for batches of up to 20,000 numbers.
 
     Args:
         method: One of `METHODS`.
@@ -30,7 +31,8 @@ class SciPy(Solver):
         atol: Absolute tolerance.
 
     Raises:
-        ValueError: For an unknown method, or a tolerance that is not positive.
+        ValueError: For an unknown method, a tolerance that is not positive, or a batch too large for a dense
+            matrix.
     """
 
     adaptive = True
@@ -50,6 +52,11 @@ class SciPy(Solver):
     def integrate(self, problem: Problem, x: Tensor, request: Request) -> Solution:
         from scipy import integrate
 
+        if self.method not in _EXPLICIT and x.numel() > _DENSE_LIMIT:
+            raise ValueError(
+                f"{self.name} keeps a dense matrix of the whole batch and was given {x.numel()} numbers: "
+                f"give batch_size={max(1, _DENSE_LIMIT // x[0].numel())} or less, or take scipy/RK45"
+            )
         problem, calls = counted(problem)
         wide = torch.float32 if x.device.type == "mps" else torch.float64
         (start, end), (low, high) = request.times, sorted(request.times)
