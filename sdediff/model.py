@@ -161,6 +161,11 @@ class DiffusionModel(nn.Module):
         z = self.to_model(self.check_batch(x, empty=empty))
         return z if self.state_type is None else z.to(self.state_type[0])
 
+    def expand_condition(self, cond: Any, rows: int, device: torch.device) -> Any:
+        """A condition with a row a sample, on a device; a single one serves all samples."""
+        width = getattr(self.network, "config", {}).get("cond_dim", 0)
+        return units.expand_condition(cond, rows, device, width)
+
     def perturb(self, x: Tensor, t: Time, seed: int) -> tuple[Tensor, Tensor]:
         """Noise data in data units: ``(x_t, eps)`` with ``x_t = shift + scale (alpha z + sigma eps)``.
 
@@ -259,6 +264,11 @@ class DiffusionModel(nn.Module):
         x = z_t * c_in
         arguments = (c_noise,) if cond is None else (c_noise, cond)
         out = self.network(x, *arguments)
+        if not isinstance(out, Tensor):
+            raise TypeError(
+                f"the network returned a {type(out).__name__}: it must return a tensor like its input"
+            )
+        out = out.to(z_t.dtype)  # a formula with float64 constants, say
         if z_t.requires_grad and torch.is_grad_enabled() and not out.requires_grad:
             self._check_constant(out, self.network(x + 1, *arguments))
         if out.shape != z_t.shape:  # would broadcast without a word
@@ -291,7 +301,7 @@ class DiffusionModel(nn.Module):
         t = self._check_time(torch.as_tensor(t, dtype=torch.float64, device=z_t.device), len(z_t))
         m = Marginal.at(self.process, t)
         a, b = (expand(c.to(z_t.dtype), z_t) for c in convert(m, self.prediction, view))
-        cond = units.expand_condition(cond, len(z_t), z_t.device)
+        cond = self.expand_condition(cond, len(z_t), z_t.device)
         with evaluating(self):
             return a * z_t + b * self._call(z_t, *self.conditioning(m, t), cond)
 
@@ -421,7 +431,7 @@ class DiffusionModel(nn.Module):
         return (
             f"DiffusionModel({type(self.network).__name__} with {count:,} parameters, "
             f"process={self.process}, prediction={self.prediction!r}, data_shape={self.data_shape}, "
-            f"prior={self.prior!r})"
+            f"prior={self.prior_at(self.process.t_max).name!r})"
         )
 
 

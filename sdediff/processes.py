@@ -252,7 +252,8 @@ class GaussianProcess:
         return value.to(like.dtype)
 
     def __repr__(self) -> str:
-        inside = ", ".join(f"{k}={v:g}" for k, v in (self._arguments or {}).items())
+        ends = {"t_min": self.t_min, "t_max": self.t_max}
+        inside = ", ".join(f"{k}={v:g}" for k, v in (self._arguments or ends).items())
         return f"{type(self).__name__}({inside})"
 
 
@@ -543,13 +544,15 @@ def _in_double(function: Schedule, t: Time) -> Tensor:
     given = isinstance(t, Tensor) and t.is_floating_point()
     t = torch.as_tensor(t, dtype=None if given else torch.float64)
     wide = t.double() if t.device.type != "mps" else t  # MPS has no float64
-    return function(wide).to(t.dtype)
+    return (
+        torch.as_tensor(function(wide), dtype=wide.dtype, device=wide.device).expand(wide.shape).to(t.dtype)
+    )
 
 
 def _derivative(function: Schedule, t: Tensor) -> Tensor:
     with torch.inference_mode(False), torch.enable_grad():
         t = t.detach().clone().requires_grad_()
-        value = function(t)
+        value = torch.as_tensor(function(t))
         if not value.requires_grad:  # a schedule that is constant in t
             return torch.zeros_like(t)
         (slope,) = torch.autograd.grad(value.sum(), t)

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from solvers import Solution, Solver
 
-from . import units
 from .likelihood.divergence import Divergence
 from .likelihood.engine import DEFAULT_NODES, sample_with_log_prob
 from .likelihood.result import LogLikelihood
@@ -130,7 +129,7 @@ def sample(
     if return_log_prob:
         run.check_flow("return_log_prob")
     n = int(n)
-    rows, cond = rows_of(n, indices), units.expand_condition(cond, n, model.shift.device)
+    rows, cond = rows_of(n, indices), model.expand_condition(cond, n, model.shift.device)
     parts: list[Any] = []
     kept = DEFAULT_NODES if return_log_prob else 1
     for part in chunks(n, model.dim * kept, batch_size):
@@ -245,7 +244,7 @@ def _transport(
 ) -> Tensor:
     run = Run.of(model, solver, eta=0.0, **options)
     run.check_flow("encode" if up else "decode")
-    rows, cond = torch.arange(len(z)), units.expand_condition(cond, len(z), z.device)
+    rows, cond = torch.arange(len(z)), model.expand_condition(cond, len(z), z.device)
     alpha = float(model.process.alpha(run.span[0]))
     z = z * alpha if up else z if model.state_type is None else z.to(model.state_type[0])
     parts = [

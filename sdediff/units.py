@@ -22,8 +22,8 @@ def check_mode(mode: str | None, data_shape: tuple[int, ...]) -> str:
 def check_batch(x: Any, data_shape: tuple[int, ...], what: str, *, empty: bool = False) -> None:
     """Raise ValueError unless x is a finite floating tensor (B, *data_shape)."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
-        given = f"a tensor of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"{what} is {given}: give a floating-point tensor, such as {what}.float()")
+        given = f"of {x.dtype}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+        raise ValueError(f"{what} is {given}: give a floating-point tensor or array")
     if x.shape[1:] != data_shape or x.ndim == 0:
         raise ValueError(
             f"{what} has shape {tuple(x.shape)}: give (B, {', '.join(map(str, data_shape))}), the model's "
@@ -39,8 +39,12 @@ def check_batch(x: Any, data_shape: tuple[int, ...], what: str, *, empty: bool =
         )
 
 
-def expand_condition(cond: Any, rows: int, device: torch.device) -> Any:
-    """A condition with a row a sample, on a device; one row, one vector or one label serves all samples."""
+def expand_condition(cond: Any, rows: int, device: torch.device, width: int = 0) -> Any:
+    """A condition with a row a sample, on a device; one row, one vector or one label serves all samples.
+
+    `width` is the length of a condition vector where the network states one: it tells one vector for all from
+    a number for each.
+    """
     if cond is None:
         return None
     cond = torch.as_tensor(cond).to(device)
@@ -48,7 +52,8 @@ def expand_condition(cond: Any, rows: int, device: torch.device) -> Any:
         cond = cond.clone()  # such a tensor cannot take part in derivatives
     if cond.is_floating_point() and not bool(torch.isfinite(cond).all()):
         raise ValueError("cond has NaN or infinite values: remove or fill them")
-    if cond.ndim == 0 or (cond.ndim == 1 and cond.is_floating_point() and len(cond) != rows):
+    vector = cond.ndim == 1 and cond.is_floating_point()
+    if cond.ndim == 0 or (vector and (len(cond) == width if width else len(cond) != rows)):
         return cond.expand(rows, *cond.shape)
     if len(cond) == rows:
         return cond

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .problems import Problem, SemiLinear, as_time, counted
 from .solution import Solution, uniform_solution
-from .solver import Request, StepSolver
+from .solver import Request, Step, StepSolver
 
 
 def march(solver: StepSolver, problem: Problem, x: Tensor, request: Request) -> Solution:
@@ -23,7 +23,13 @@ def march(solver: StepSolver, problem: Problem, x: Tensor, request: Request) -> 
     state, error = None, x.new_zeros(len(x)) if request.dual else None
     for k, (t, t_next) in enumerate(pairwise(request.times)):
         before = x
-        x, local, state = solver.step(problem, t, t_next, before, state, request.noise.at(k))
+        step = solver.step(problem, t, t_next, before, state, request.noise.at(k))
+        if not isinstance(step, Step):
+            raise TypeError(
+                f"{solver.name}.step returned a {type(step).__name__}: return solvers.Step(x), with an error "
+                "and a state where there are any"
+            )
+        x, local, state = step
         if t_next in wanted:
             path.append(x)
         if error is not None:

@@ -132,7 +132,8 @@ def get(name: str, **options: Any) -> Solver:
         for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
             factories[name] = point.load()
     if name not in factories:
-        near = difflib.get_close_matches(name.lower(), available(), n=3, cutoff=0.4)
+        lower = {known.lower(): known for known in available()}
+        near = [lower[n] for n in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.4)]
         hint = f"did you mean {' or '.join(near)}?" if near else "solvers.available() lists them all"
         raise ValueError(f"there is no solver named {name!r}: {hint}")
     return factories[name](**options)

@@ -239,3 +239,45 @@ def test_noising_in_data_units_is_the_inverse_of_the_views():
 def test_a_dense_matrix_that_cannot_fit_is_refused_before_it_is_made(mixture):
     with pytest.raises(ValueError, match=r"dense matrix of the whole batch.*give batch_size=6666 or less"):
         mixture.model(sdediff.VP()).sample(7000, "scipy/LSODA")
+
+
+def test_a_formula_in_float64_takes_the_states_dtype():
+    model = sdediff.from_callable(lambda x, t: -x.double(), sdediff.VP(), "score", (3,))
+    for solver in ("dopri5", "heun", "pc", "scipy/RK45", "torchdiffeq/dopri5"):
+        assert model.sample(2, solver).dtype == torch.float32, solver
+    x = torch.zeros(1, 3)
+    assert float(model.log_prob(x)) == pytest.approx(-1.5 * np.log(2 * np.pi), abs=1e-4)
+    with pytest.raises(TypeError, match="the network returned a ndarray"):
+        sdediff.from_callable(lambda x, t: x.numpy(), sdediff.VP(), "score", (3,)).sample(2, "heun", steps=2)
+
+
+def test_one_condition_vector_serves_as_many_samples_as_it_has_entries():
+    model = sdediff.DiffusionModel(
+        sdediff.networks.MLP(dim=2, hidden=8, cond_dim=3), sdediff.VP(), data_shape=(2,)
+    )
+    assert model.sample(3, "ddim", steps=2, cond=torch.ones(3)).shape == (3, 2)
+
+
+def test_a_step_that_is_no_step_is_named():
+    class Bare(solvers.Euler):
+        def step(self, problem, t, t_next, x, state, noise):
+            return x
+
+    with pytest.raises(TypeError, match=r"Bare.step returned a Tensor: return solvers.Step\(x\)"):
+        solvers.solve(solvers.ODE(lambda t, x: -x), torch.ones(3, 1), t=(0.0, 1.0), solver=Bare(), steps=2)
+
+
+def test_a_constant_schedule_may_be_a_number():
+    process = sdediff.GaussianProcess(alpha=lambda t: 1.0, sigma=lambda t: t, t_min=1e-3, t_max=20.0)
+    edm = sdediff.EDM(t_min=1e-3, t_max=20.0)
+    t = torch.linspace(0.1, 10, 5, dtype=F64)
+    for name in ("alpha", "lam", "diffusion", "drift_coefficient"):
+        assert torch.allclose(getattr(process, name)(t), getattr(edm, name)(t), atol=1e-12), name
+    assert repr(process) == "GaussianProcess(t_min=0.001, t_max=20)"
+
+
+def test_dequantise_takes_arrays_and_names_match_whatever_their_case():
+    levels = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    assert torch.equal(sdediff.dequantise(levels, seed=0).floor(), torch.arange(6.0).reshape(2, 3))
+    with pytest.raises(ValueError, match="did you mean scipy/LSODA"):
+        solvers.get("scipy/lsoda")

@@ -81,6 +81,7 @@ def dequantise(x: Tensor, seed: int = 0, *, indices: Tensor | None = None) -> Te
         >>> bool((dequantise(x, seed=1).floor() == x).all())
         True
     """
+    x = torch.as_tensor(x)
     if x.is_floating_point() and not bool((x == x.round()).all()):
         raise ValueError(
             "dequantise needs integer levels but was given fractions: pass the data before rescaling or "

@@ -34,7 +34,6 @@ from solvers import Solution, Solver, StepDoubling, StepSolver
 from solvers.problems import SemiLinear
 from solvers.solve import time_grid
 
-from .. import units
 from ..model import Condition, DiffusionModel, solving
 from ..prior import Prior
 from ..run import Run, chunks, join, rows_of
@@ -136,7 +135,7 @@ def log_likelihood(
         )
     trace = _divergence(model, divergence)
     rule = _Rule.of(model, run, nodes)
-    rows, cond = rows_of(len(z), indices), units.expand_condition(cond, len(z), z.device)
+    rows, cond = rows_of(len(z), indices), model.expand_condition(cond, len(z), z.device)
     start = z * float(model.process.alpha(run.span[0]))
     solutions, integrals = [], []
     for part in chunks(len(z), model.dim * len(rule.times), batch_size):

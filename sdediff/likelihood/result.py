@@ -41,7 +41,7 @@ def bits_per_dim(log_prob: Tensor, dim: int, bin_width: float) -> Tensor:
     return -(log_prob / dim + math.log(bin_width)) / math.log(2)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LogLikelihood:
     """Log-densities, and how wrong they may be; every tensor has a row a sample.
 
@@ -81,6 +81,13 @@ class LogLikelihood:
             if isinstance(getattr(parts[0], f.name), Tensor)
         }
         return replace(parts[0], **columns)
+
+    def __repr__(self) -> str:
+        value, error = self.log_prob, self.std_error.nan_to_num() + self.solver_error.nan_to_num()
+        return (
+            f"LogLikelihood({len(value)} rows, mean log_prob {float(value.mean()):.6g} nats, "
+            f"largest estimated error {float(error.max()):.2g}, kind={self.kind!r}, prior={self.prior!r}, t_span={self.t_span})"
+        )
 
     @property
     def dim(self) -> int:
