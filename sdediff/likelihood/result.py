@@ -86,7 +86,8 @@ class LogLikelihood:
         value, error = self.log_prob, self.std_error.nan_to_num() + self.solver_error.nan_to_num()
         return (
             f"LogLikelihood({len(value)} rows, mean log_prob {float(value.mean()):.6g} nats, "
-            f"largest estimated error {float(error.max()):.2g}, kind={self.kind!r}, prior={self.prior!r}, t_span={self.t_span})"
+            f"largest estimated error {float(error.max()):.2g}, kind={self.kind!r}, prior={self.prior!r}, "
+            f"t_span={self.t_span})"
         )
 
     @property
