@@ -23,7 +23,8 @@ def check_batch(x: Any, data_shape: tuple[int, ...], what: str, *, empty: bool =
     """Raise ValueError unless x is a finite floating tensor (B, *data_shape)."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
         given = f"of {x.dtype}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
-        raise ValueError(f"{what} is {given}: give a floating-point tensor or array")
+        like = f"{what}.float()" if isinstance(x, Tensor) else f"torch.tensor({what}, dtype=torch.float32)"
+        raise ValueError(f"{what} is {given}: give a floating-point tensor, such as {like}")
     if x.shape[1:] != data_shape or x.ndim == 0:
         raise ValueError(
             f"{what} has shape {tuple(x.shape)}: give (B, {', '.join(map(str, data_shape))}), the model's "

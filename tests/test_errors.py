@@ -82,7 +82,11 @@ CASES = {
         ValueError,
         r"x\.float\(\)",
     ),
-    "a list": (lambda: exact().log_prob([[0.0, 1.0]]), ValueError, "x is list: give a floating-point tensor"),
+    "a list": (
+        lambda: exact().log_prob([[0.0, 1.0]]),
+        ValueError,
+        "x is a list: give a floating-point tensor",
+    ),
     "an empty batch in log_prob": (
         lambda: exact().log_prob(torch.zeros(0, 2)),
         ValueError,
