@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from solvers import SemiLinear
-from solvers.problems import expand
+from solvers.problems import combination, expand
 
 from . import units
 from .predictions import PREDICTIONS, Combination, Marginal, check_prediction, convert
@@ -261,7 +261,7 @@ class DiffusionModel(nn.Module):
             c_in, c_noise = expand(c_in.to(z_t.dtype), z_t), c_noise.to(z_t.dtype).expand(len(z_t))
         else:
             c_noise = z_t.new_full((), c_noise).expand(len(z_t))  # one embedding serves all rows
-        x = z_t * c_in
+        x = z_t if isinstance(c_in, float) and c_in == 1 else z_t * c_in
         arguments = (c_noise,) if cond is None else (c_noise, cond)
         out = self.network(x, *arguments)
         if not isinstance(out, Tensor):
@@ -478,11 +478,18 @@ class _Denoiser:
         self.table.update(zip(times, zip(*(c.tolist() for c in columns), strict=True), strict=True))
 
     def __call__(self, t: Time, z: Tensor, cond: Condition = None) -> Tensor:
+        return self.blend(t, z, 0.0, 1.0, cond)
+
+    def blend(self, t: Time, z: Tensor, a: Any, b: Any, cond: Condition = None) -> Tensor:
+        """``a z + b D(t, z)``: with D = c_skip z + c_out F it is a combination of z and F."""
+        c_skip, c_out, c_in, c_noise = self._at(t, z)
+        return combination(a + b * c_skip, z, b * c_out, self.model._call(z, c_in, c_noise, cond))
+
+    def _at(self, t: Time, z: Tensor) -> tuple[Any, ...]:
+        """The preconditioning: floats, or the first two ready to multiply z."""
         if isinstance(t, Tensor):
             c = self.model.coefficients(t)
-            skip, out = (expand(v.to(z.dtype), z) for v in (c.c_skip, c.c_out))
-            return torch.addcmul(skip * z, out, self.model._call(z, c.c_in, c.c_noise, cond))
+            return *(expand(v.to(z.dtype), z) for v in c[:2]), *c[2:]
         if t not in self.table:
             self.tabulate([t])
-        c_skip, c_out, c_in, c_noise = self.table[t]
-        return torch.add(z * c_skip, self.model._call(z, c_in, c_noise, cond), alpha=c_out)
+        return self.table[t]

@@ -14,7 +14,7 @@ from .registry import available, get, register, unregister
 from .runge_kutta import AdaptiveRungeKutta, Dopri5, Euler, Heun, RungeKutta, RungeKutta4, Tableau
 from .solution import Solution, SolverError, Status
 from .solve import solve
-from .solver import Request, Solver, Step, StepSolver
+from .solver import Orders, Request, Solver, Step, StepSolver
 from .stochastic import EulerMaruyama, StochasticHeun
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "Heun",
     "Langevin",
     "Noise",
+    "Orders",
     "PredictorCorrector",
     "Request",
     "RungeKutta",

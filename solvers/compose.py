@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .noise import Noise, Stream
 from .problems import Problem, SemiLinear
-from .solver import Step, StepSolver
+from .solver import Orders, Step, StepSolver
 
 
 class Corrector(ABC):
@@ -112,8 +112,6 @@ class PredictorCorrector(StepSolver):
     stochastic = True
     noisy = True
     default_eta = 1.0
-    order = 0.0  # in law, up to the corrector's bias
-    weak_order = 0.0
 
     def __init__(self, predictor: StepSolver, corrector: Corrector) -> None:
         if not isinstance(predictor, StepSolver):
@@ -133,6 +131,9 @@ class PredictorCorrector(StepSolver):
     def check(self, problem: Problem) -> None:
         super().check(problem)
         self.predictor.check(problem)
+
+    def begin(self, problem: Problem, times: tuple[float, ...]) -> Any:
+        return self.predictor.begin(problem, times)
 
     def stage_times(self, t: float, t_next: float) -> tuple[float, ...]:
         return (*self.predictor.stage_times(t, t_next), t_next)
@@ -172,7 +173,7 @@ class StepDoubling(StepSolver):
                 'as "heun"'
             )
         self.solver = solver
-        self.order = solver.order  # type: ignore[misc]
+        self.orders = Orders(ode=solver.order)
         self.needs_linear_part, self.default_steps = solver.needs_linear_part, solver.default_steps
         self.batch_coupled = solver.batch_coupled
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .noise import Noise
 from .problems import Problem, SemiLinear
-from .solver import Step, StepSolver
+from .solver import Orders, Step, StepSolver
 
 
 class DDIM(StepSolver):
@@ -32,8 +32,7 @@ class DDIM(StepSolver):
         TypeError: On a problem that is not SemiLinear.
     """
 
-    order = 1.0
-    weak_order = 1.0
+    orders = Orders(ode=1, strong=1, weak=1)
     stochastic = True
     needs_linear_part = True
     default_steps = 100
@@ -44,7 +43,7 @@ class DDIM(StepSolver):
         decay = now.eta**2 * (after.lam - now.lam) if now.eta else 0.0
         keep = after.sigma / now.sigma * math.exp(-decay)
         # alpha_s - alpha_t a, not alpha_s (1 - e^-h): finite where alpha_s = 0.
-        x_next = torch.add(x * keep, problem.denoise(t, x), alpha=after.alpha - now.alpha * keep)
+        x_next = problem.blend(t, x, keep, after.alpha - now.alpha * keep)
         if now.eta:
             x_next = torch.add(x_next, noise.normal(), alpha=after.sigma * math.sqrt(-math.expm1(-2 * decay)))
         return Step(x_next)

@@ -20,7 +20,8 @@ def march(solver: StepSolver, problem: Problem, x: Tensor, request: Request) -> 
         problem = problem.tabulate(s for pair in pairwise(request.times) for s in solver.stage_times(*pair))
     wanted = set(request.save_at or ())
     path = [x] if request.times[0] in wanted else []
-    state, error = None, x.new_zeros(len(x)) if request.dual else None
+    state = solver.begin(problem, request.times)
+    error = x.new_zeros(len(x)) if request.dual else None
     for k, (t, t_next) in enumerate(pairwise(request.times)):
         before = x
         step = solver.step(problem, t, t_next, before, state, request.noise.at(k))

@@ -76,6 +76,10 @@ class ODE:
         """The drift at time t."""
         return self.drift(as_time(t, x), x, *self.per_sample)
 
+    def advance(self, t: Time, x: Tensor, h: float) -> Tensor:
+        """``x + h drift(t, x)``."""
+        return torch.add(x, self.velocity(t, x), alpha=h)
+
     def noise_scale(self, t: Time, x: Tensor) -> float:
         """No noise."""
         return 0.0
@@ -114,6 +118,9 @@ class SDE:
     def velocity(self, t: Time, x: Tensor) -> Tensor:
         return self.drift(as_time(t, x), x, *self.per_sample)
 
+    def advance(self, t: Time, x: Tensor, h: float) -> Tensor:
+        return torch.add(x, self.velocity(t, x), alpha=h)
+
     def noise_scale(self, t: Time, x: Tensor) -> Tensor:
         return self.diffusion(as_time(t, x), x, *self.per_sample)
 
@@ -149,7 +156,8 @@ class SemiLinear:
     Args:
         process: The schedule (alpha, sigma, lam, their derivatives and the inverse time(lam)).
         denoiser: ``denoiser(t, x, *per_sample)`` -> E[x_0 | x_t = x], like x; t a Python float on a fixed
-            grid, else float64 (B,).
+            grid, else float64 (B,). Where it has a method ``blend(t, x, a, b, *per_sample)`` -> ``a x + b
+            D(t, x)``, that is called for combinations: a network's own scaling then costs no kernel.
         eta: Noise level of the family: 0 the probability-flow ODE, 1 the reverse SDE, or a function of t (()
             float64 tensor or (B,)). k-diffusion's eta is this one squared in its 2M-SDE; DDIM's differs too.
         scale: Standard deviation of the data, about; with `centre`, their mean, it sets the coordinates of
@@ -220,9 +228,20 @@ class SemiLinear:
         """D(t, x) for these samples."""
         return self.denoiser(t, x, *self.per_sample)
 
+    def blend(self, t: Time, x: Tensor, a: Any, b: Any) -> Tensor:
+        """``a x + b D(t, x)``, one evaluation; a and b floats, or tensors that broadcast against x."""
+        fused = getattr(self.denoiser, "blend", None)
+        if fused is not None:
+            return fused(t, x, a, b, *self.per_sample)
+        return combination(a, x, b, self.denoise(t, x))
+
     def velocity(self, t: Time, x: Tensor) -> Tensor:
         c = self.at(t, x)
-        return _combine(c.drift_x, x, c.drift_d, self.denoise(t, x))
+        return self.blend(t, x, c.drift_x, c.drift_d)
+
+    def advance(self, t: Time, x: Tensor, h: float) -> Tensor:
+        c = self.at(t, x)
+        return self.blend(t, x, 1 + h * c.drift_x, h * c.drift_d)
 
     def noise_scale(self, t: Time, x: Tensor) -> Any:
         return self.at(t, x).noise
@@ -230,7 +249,7 @@ class SemiLinear:
     def score(self, t: Time, x: Tensor) -> Tensor:
         """``(alpha D - x)/sigma^2``, the score of the noised data."""
         c = self.at(t, x)
-        return _combine(-1 / c.sigma**2, x, c.alpha / c.sigma**2, self.denoise(t, x))
+        return self.blend(t, x, -1 / c.sigma**2, c.alpha / c.sigma**2)
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
         """The drift as a plain field, for solvers that know nothing of the linear part."""
@@ -244,8 +263,8 @@ class SemiLinear:
 Problem = ODE | SDE | SemiLinear
 
 
-def _combine(a: Any, x: Tensor, b: Any, y: Tensor) -> Tensor:
-    """``a x + b y`` in two kernels when a and b are floats."""
+def combination(a: Any, x: Tensor, b: Any, y: Tensor) -> Tensor:
+    """``a x + b y`` in two kernels; a and b both floats, or both tensors that broadcast against x."""
     if isinstance(b, Tensor):
         return torch.addcmul(a * x, b, y)
     return torch.add(x * a, y, alpha=b)
@@ -273,6 +292,14 @@ class Counted:
     def __call__(self, *arguments: Tensor) -> Tensor:
         self.calls += 1
         return self.function(*arguments)
+
+    def blend(self, t: Time, x: Tensor, a: Any, b: Any, *per_sample: Tensor) -> Tensor:
+        """``a x + b function(t, x)``."""
+        self.calls += 1
+        fused = getattr(self.function, "blend", None)
+        if fused is not None:
+            return fused(t, x, a, b, *per_sample)
+        return combination(a, x, b, self.function(t, x, *per_sample))
 
     def tabulate(self, times: list[float]) -> None:
         """Pass the times on to a function that tabulates."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from .noise import Noise
 from .problems import Problem, Time, expand
 from .solution import Solution
-from .solver import Request, Solver, Step, StepSolver, check_tolerances
+from .solver import Orders, Request, Solver, Step, StepSolver, check_tolerances
 
 Row = tuple[float, ...]
 
@@ -170,7 +170,7 @@ class RungeKutta(StepSolver):
 
     def __init__(self, tableau: Tableau) -> None:
         self.tableau = tableau
-        self.order = tableau.order  # type: ignore[misc]
+        self.orders = Orders(ode=tableau.order)
 
     def moved(self, state: Any) -> Any:
         return None
@@ -194,7 +194,7 @@ class Euler(RungeKutta):
         Hairer, Norsett & Wanner (1993), Solving ODEs I, section I.7.
     """
 
-    order = 1
+    orders = Orders(ode=1)
 
     def __init__(self) -> None:
         super().__init__(EULER)
@@ -209,7 +209,7 @@ class Heun(RungeKutta):
         Hairer, Norsett & Wanner (1993), Solving ODEs I, section II.1.
     """
 
-    order = 2
+    orders = Orders(ode=2)
     default_steps = 64
 
     def __init__(self) -> None:
@@ -225,7 +225,7 @@ class RungeKutta4(RungeKutta):
         Hairer, Norsett & Wanner (1993), Solving ODEs I, section II.1.
     """
 
-    order = 4
+    orders = Orders(ode=4)
     default_steps = 40
 
     def __init__(self) -> None:
@@ -270,7 +270,7 @@ class AdaptiveRungeKutta(Solver):
             )
         self.rtol, self.atol = check_tolerances(rtol, atol)
         self.tableau, self.max_nfe, self.min_step = tableau, max_nfe, min_step
-        self.order = tableau.order  # type: ignore[misc]
+        self.orders = Orders(ode=tableau.order)
 
     def integrate(self, problem: Problem, x: Tensor, request: Request) -> Solution:
         from .adapt import adapt
@@ -302,7 +302,7 @@ class Dopri5(AdaptiveRungeKutta):
         0.3678795
     """
 
-    order = 5
+    orders = Orders(ode=5)
 
     def __init__(
         self, rtol: float = 1e-5, atol: float = 1e-5, max_nfe: int = 20_000, min_step: float = 1e-9

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -25,6 +25,39 @@ class Step(NamedTuple):
     x: Tensor
     error: Tensor | None = None
     state: Any = None
+
+
+class Orders(NamedTuple):
+    """Orders of convergence as documented and measured; None where the solver takes no such problem.
+
+    Attributes:
+        ode: Of an ODE.
+        strong: Strong order where the noise is additive, as in every diffusion of `sdediff`.
+        weak: Weak order where the noise is additive.
+        strong_diagonal: Strong order where the noise is diagonal and depends on the state.
+        weak_diagonal: Weak order there.
+        ode_linear: Of a linear ODE, where it is another; likewise the next two with additive noise.
+        strong_linear: See `ode_linear`.
+        weak_linear: See `ode_linear`.
+
+    Example:
+        >>> Orders(ode=2).headline
+        2
+    """
+
+    ode: float | None = None
+    strong: float | None = None
+    weak: float | None = None
+    strong_diagonal: float | None = None
+    weak_diagonal: float | None = None
+    ode_linear: float | None = None
+    strong_linear: float | None = None
+    weak_linear: float | None = None
+
+    @property
+    def headline(self) -> float:
+        """The order of the ODE, else the strong order, else 0 (none)."""
+        return self.ode or self.strong or 0.0
 
 
 @dataclass(frozen=True)
@@ -57,10 +90,8 @@ class Solver(ABC):
     Class attributes state what it can do; asking for more is a TypeError that names a solver that can.
     """
 
-    #: Order of convergence, of the ODE where deterministic, else strong.
-    order: ClassVar[float]
-    #: Weak order of a stochastic solver, for additive noise.
-    weak_order: ClassVar[float | None] = None
+    #: Orders of convergence by class of problem.
+    orders: Orders = Orders()
     #: Chooses its own steps from rtol and atol.
     adaptive: bool = False
     #: Solves problems with noise.
@@ -81,6 +112,11 @@ class Solver(ABC):
     @abstractmethod
     def integrate(self, problem: Problem, x: Tensor, request: Request) -> Solution:
         """Carry x along `request.times`; `problem` has passed :meth:`check`."""
+
+    @property
+    def order(self) -> float:
+        """Order of convergence: that of an ODE, else the strong order, else 0."""
+        return self.orders.headline
 
     @property
     def name(self) -> str:
@@ -129,12 +165,16 @@ class StepSolver(Solver):
             t: Time at the start, a Python float.
             t_next: Time at the end.
             x: State at t, (B, *E); not to be changed.
-            state: What the last step returned as its state; None at the first.
+            state: What the last step returned as its state; at the first, what :meth:`begin` did.
             noise: The noise of this step.
         """
 
     #: History spans steps: a step without it is of lower order, so it cannot be doubled.
     multistep: bool = False
+
+    def begin(self, problem: Problem, times: tuple[float, ...]) -> Any:
+        """The state that the first step of a solve over this grid is given; None unless a subclass plans."""
+        return None
 
     def moved(self, state: Any) -> Any:
         """What is left of the state once something else has moved x; a slope at the old x, say, is not."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .noise import Noise
 from .problems import Problem, is_deterministic
-from .solver import Step, StepSolver
+from .solver import Orders, Step, StepSolver
 
 
 def add_noise(x: Tensor, scale: Any, h: float, z: Tensor) -> Tensor:
@@ -43,15 +43,14 @@ class EulerMaruyama(StepSolver):
         True
     """
 
-    order = 1.0
-    weak_order = 1.0
+    orders = Orders(ode=1, strong=1, weak=1, strong_diagonal=0.5, weak_diagonal=1)
     stochastic = True
     default_steps = 500
     default_eta = 1.0
 
     def step(self, problem: Problem, t: float, t_next: float, x: Tensor, state: Any, noise: Noise) -> Step:
         h = t_next - t
-        x_next = torch.add(x, problem.velocity(t, x), alpha=h)
+        x_next = problem.advance(t, x, h)
         if not is_deterministic(problem):
             x_next = add_noise(x_next, problem.noise_scale(t, x), h, noise.normal())
         return Step(x_next)
@@ -71,8 +70,7 @@ class StochasticHeun(StepSolver):
         additive noise.
     """
 
-    order = 1.0
-    weak_order = 2.0
+    orders = Orders(ode=2, strong=1, weak=2)
     stochastic = True
     noises = ("additive",)
     default_steps = 250

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..problems import ODE, Problem, counted
 from ..solution import Solution, Status, uniform_solution
-from ..solver import Request, Solver, check_tolerances
+from ..solver import Orders, Request, Solver, check_tolerances
 
 METHODS = {"RK45": 5, "RK23": 3, "DOP853": 8, "Radau": 5, "BDF": 5, "LSODA": 5}
 _EXPLICIT = ("RK45", "RK23", "DOP853")
@@ -43,7 +43,7 @@ class SciPy(Solver):
             raise ValueError(f"SciPy has no method {method!r}: take one of {', '.join(METHODS)}")
         self.method = method
         self.rtol, self.atol = check_tolerances(rtol, atol)
-        self.order = float(METHODS[method])  # type: ignore[misc]
+        self.orders = Orders(ode=METHODS[method])
 
     @property
     def name(self) -> str:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..problems import ODE, Problem, counted
 from ..solution import Solution, Status, uniform_solution
-from ..solver import Request, Solver, check_tolerances
+from ..solver import Orders, Request, Solver, check_tolerances
 
 # Its Adams methods are left out: their coefficients suppose equal steps, which a grid need not have.
 _FIXED = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}
@@ -39,7 +39,7 @@ class TorchDiffEq(Solver):
         self.method = method
         self.rtol, self.atol = check_tolerances(rtol, atol)
         self.adaptive = self.batch_coupled = method in _ADAPTIVE
-        self.order = float(_ADAPTIVE.get(method) or _FIXED[method])  # type: ignore[misc]
+        self.orders = Orders(ode=_ADAPTIVE.get(method) or _FIXED[method])
 
     @property
     def name(self) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..brownian import BrownianPath
 from ..problems import Problem, counted
 from ..solution import Solution, uniform_solution
-from ..solver import Request, Solver
+from ..solver import Orders, Request, Solver
 
 METHODS = {"euler": 1.0, "milstein": 1.0, "srk": 1.5}
 
@@ -38,7 +38,7 @@ class TorchSDE(Solver):
         if method not in METHODS:
             raise ValueError(f"torchsde has no Itô method {method!r}: take one of {', '.join(METHODS)}")
         self.method = method
-        self.order = METHODS[method]  # type: ignore[misc]
+        self.orders = Orders(strong=METHODS[method])
 
     @property
     def name(self) -> str:
