@@ -306,7 +306,8 @@ def test_nothing_global_changes(name: str) -> None:
 def test_what_a_solver_says_of_itself(name: str) -> None:
     solver = make(name)
     assert solver.order >= 0 and solver.default_steps >= 1 and solver.default_eta >= 0
-    assert solver.stochastic or (solver.default_eta == 0 and solver.weak_order is None)
+    orders = solver.orders
+    assert solver.stochastic or (solver.default_eta == 0 and orders.strong is None and orders.weak is None)
     assert solver.name and "object at 0x" not in repr(solver)
     assert (type(solver).__doc__ or "").strip()
     if solver.adaptive:
