@@ -1,4 +1,4 @@
-r"""Exponential methods: the linear part of a diffusion is exact, only the denoiser is approximated."""
+r"""The exponential Euler step, for the ODE and for every eta."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .noise import Noise
-from .problems import Problem, SemiLinear
-from .solver import Orders, Step, StepSolver
+from ..noise import Noise
+from ..problems import Problem, SemiLinear
+from ..solver import Orders, Step, StepSolver
 
 
 class DDIM(StepSolver):
