@@ -43,6 +43,8 @@ class Stream(IntEnum):
     DATA = 7
     BRIDGE = 8
     RESTART = 9
+    CHURN = 10
+    SPLIT = 11
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
@@ -193,6 +195,27 @@ class Noise:
             held = (number, _normals(keys, number * steps, steps, self.shape, self.dtype))
             self._blocks[stream] = held
         return held[1][offset]
+
+    def split(self, fraction: float) -> tuple[Tensor, Tensor]:
+        r"""Normals (z1, z2) of the increments over the first `fraction` of this step, and over the rest.
+
+        .. math:: z_1 = \sqrt{\theta}\,z + \sqrt{1-\theta}\,n, \qquad z_2 = \sqrt{1-\theta}\,z - \sqrt{\theta}\,n
+
+        with z this step's normal, n one of the SPLIT stream: independent standard normals whose increments
+        :math:`\sqrt{\theta h}\,z_1 + \sqrt{(1-\theta) h}\,z_2 = \sqrt h\,z` add up to the step's. At most one
+        split a step, and not beside the AREA stream's normal, which is drawn apart.
+
+        Args:
+            fraction: theta, strictly between 0 and 1.
+
+        Raises:
+            ValueError: If the fraction is not inside (0, 1).
+        """
+        if not 0 < fraction < 1:
+            raise ValueError(f"fraction={fraction} splits no step: give a number strictly between 0 and 1")
+        z, n = self.normal(), self.normal(Stream.SPLIT)
+        a, b = math.sqrt(fraction), math.sqrt(1 - fraction)
+        return torch.add(z * a, n, alpha=b), torch.add(z * b, n, alpha=-a)
 
     def path(self, dt: float) -> Tensor:
         """Brownian increment of this step, over abs(dt): ``sqrt(abs(dt))`` times the STEP stream's normal."""
