@@ -3,7 +3,8 @@ r"""Counter-based noise: a normal is a pure function of (seed, sample index, str
 Sample i therefore gets the same noise bit for bit whatever the batch size, the chunking, the number of
 processes or the order of calls, and nothing touches torch's global generator. The words are splitmix64
 (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators", fig. 17), one sequence per (seed,
-index, stream); normals are Box & Muller's (1958).
+index, stream); normals are Box & Muller's (1958), a pair from one word: its leading bits are the radius, its
+low half the angle.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-_BLOCK_BYTES = 1 << 20  # words of a block stay in the cache
-_BLOCK_STEPS = 20
+# A solve draws so many steps ahead, as long as their words stay in the cache and a kernel in one thread.
+_BLOCK_STEPS, _BLOCK_WORDS = 32, 1 << 15
 
 
 def _signed(word: int) -> int:
@@ -47,28 +49,38 @@ class Stream(IntEnum):
     SPLIT = 11
 
 
-def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift of int64 (torch's is arithmetic)."""
-    return (x >> bits).bitwise_and_((1 << (64 - bits)) - 1)
-
-
 def _mix(x: Tensor) -> Tensor:
-    x = (x ^ _shift(x, 30)).mul_(_MIX[0])
-    x = (x ^ _shift(x, 27)).mul_(_MIX[1])
-    return x ^ _shift(x, 31)
+    """A word from each state; x is overwritten."""
+    shifted = torch.empty_like(x)
+    for bits, factor in zip((30, 27, 31), (*_MIX, 1), strict=True):
+        torch.bitwise_right_shift(x, bits, out=shifted)
+        shifted.bitwise_and_((1 << (64 - bits)) - 1)  # torch's shift is arithmetic
+        x.bitwise_xor_(shifted)
+        if factor != 1:
+            x.mul_(factor)
+    return x
+
+
+def _mix_seed(seed: int) -> int:
+    """:func:`_mix` of one Python int."""
+    mask = (1 << 64) - 1
+    x = seed & mask
+    for bits, factor in zip((30, 27, 31), (*_MIX, 1), strict=True):
+        x = (x ^ x >> bits) * factor & mask
+    return x
 
 
 def _keys(seed: int, indices: Tensor, stream: int) -> Tensor:
     """The 64-bit start of each sample's sequence, (B,)."""
-    start = _mix(torch.tensor([_signed(seed)], device=indices.device))
-    return _mix(_mix(start + (indices.long() + 1) * _GOLDEN) + _signed((int(stream) + 1) * _GOLDEN))
+    names = (indices.long() * _GOLDEN).add_(_signed(_mix_seed(seed) + _GOLDEN))
+    return _mix(_mix(names).add_(_signed((int(stream) + 1) * _GOLDEN)))
 
 
 def _uniforms(keys: Tensor, first: int, count: int, dtype: torch.dtype) -> Tensor:
     """Numbers first .. first + count - 1 of each sequence, strictly inside (0, 1), (B, count)."""
     steps = torch.arange(first, first + count, device=keys.device).mul_(_GOLDEN)
     bits = 52 if dtype == torch.float64 else 31  # with a half added, 52 bits are exact in float64
-    words = _shift(_mix(keys[:, None] + steps), 64 - bits)
+    words = (_mix(keys[:, None] + steps) >> (64 - bits)).bitwise_and_((1 << bits) - 1)
     u = words.to(dtype).add_(0.5).mul_(2.0**-bits)
     return u if bits == 52 else u.clamp_(max=1 - 2.0**-24)  # 31 bits may round up to 1 in float32
 
@@ -128,22 +140,51 @@ def normal(
         True
     """
     keys = _keys(seed, torch.as_tensor(indices, device=device), stream)
-    return _normals(keys, counter, 1, shape, dtype)[0]
+    return _normals(_jump(keys, counter, shape), shape, dtype)
 
 
-def _normals(keys: Tensor, counter: int, blocks: int, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Draws counter .. counter + blocks - 1, (blocks, B, *shape), contiguous."""
-    size = math.prod(shape)
-    pairs = (size + 1) // 2
-    u = (
-        _uniforms(keys, 2 * pairs * counter, 2 * pairs * blocks, _working(dtype))
-        .reshape(-1, blocks, 2, pairs)
-        .transpose(0, 1)
-    )
-    radius = u[:, :, 0].log().mul_(-2).sqrt_()
-    angle = u[:, :, 1].mul(2 * math.pi)
-    z = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=-1)
-    return z[..., :size].to(dtype).reshape(blocks, -1, *shape)
+def _pairs(shape: Sequence[int]) -> int:
+    return (math.prod(shape) + 1) // 2
+
+
+def _jump(keys: Tensor, counter: int | Tensor, shape: Sequence[int]) -> Tensor:
+    """Where the words of a draw of this shape begin, like counter + keys: two words for a pair of normals."""
+    stride = _signed(2 * _pairs(shape) * _GOLDEN)
+    return keys + (counter * stride if isinstance(counter, Tensor) else _signed(counter * stride))
+
+
+def _normals(starts: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    r"""Normals from the words that follow `starts`, (*starts.shape, *shape), contiguous.
+
+    A pair's first word w gives :math:`u = |w| 2^{-63}` and, by its low half, the leading 32 bits of the
+    angle; the second gives float64 the rest of the angle, and float32 does not compute it. Where u's own low
+    bits are the angle's, the joint law is off by no more than 2^-31 in any rectangle.
+    """
+    size, pairs, working = math.prod(shape), _pairs(shape), _working(dtype)
+    steps = torch.arange(0, 2 * pairs, 2, device=starts.device).mul_(_GOLDEN)
+    states = starts[..., None] + steps
+    words = _mix(states if working != torch.float64 else states.clone())
+    radius = words.to(working).abs_().clamp_(min=1.0).mul_(2.0**-63).log_().mul_(-2).sqrt_()
+    words.bitwise_left_shift_(32)
+    if working == torch.float64:
+        words.bitwise_or_(_mix(states.add_(_GOLDEN)).bitwise_and_(0xFFFFFFFF))
+    angle = words.to(working).mul_(math.pi * 2.0**-63)
+    z = torch.empty((*starts.shape, size), dtype=working, device=starts.device)
+    torch.mul(radius, torch.cos(angle), out=z[..., :pairs])
+    rest = size - pairs  # one fewer where the size is odd
+    torch.mul(radius[..., :rest], angle.sin_()[..., :rest], out=z[..., pairs:])
+    return z.to(dtype).reshape(*starts.shape, *shape)
+
+
+class _Block(NamedTuple):
+    """Draws first .. first + len(values) - 1 of a stream, and the stream's keys."""
+
+    keys: Tensor
+    first: int
+    values: tuple[Tensor, ...]
+
+
+N = TypeVar("N", bound="Noise")
 
 
 @dataclass(frozen=True)
@@ -171,7 +212,7 @@ class Noise:
     dtype: torch.dtype = torch.float32
     device: torch.device | str = "cpu"
     counter: int = 0
-    _blocks: dict[int, tuple[int, Tensor]] = field(default_factory=dict, repr=False, compare=False)
+    _blocks: dict[int, _Block] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def like(cls, x: Tensor, seed: int, indices: Tensor | None = None) -> Noise:
@@ -179,27 +220,39 @@ class Noise:
         indices = torch.arange(len(x)) if indices is None else indices
         return cls(seed, indices, tuple(x.shape[1:]), x.dtype, x.device)
 
-    def at(self, counter: int) -> Noise:
+    def at(self: N, counter: int) -> N:
         """The same noise for another step; drawn blocks are shared."""
-        return replace(self, counter=counter)
+        other = object.__new__(type(self))  # dataclasses.replace costs microseconds, each step of each solve
+        other.__dict__.update(self.__dict__, counter=counter)
+        return other
+
+    def take(self: N, rows: Tensor) -> N:
+        """The noise of the samples at `rows`."""
+        return replace(self, indices=self.indices[rows.to(self.indices.device)], _blocks={})
 
     def normal(self, stream: int = Stream.STEP, draw: int = 0, draws: int = 1) -> Tensor:
         """Standard normals (B, *shape) for this step: number `draw` of the `draws` it takes here."""
         counter = self.counter * draws + draw
-        row_bytes = 8 * len(self.indices) * math.prod(self.shape)
-        steps = max(1, min(_BLOCK_STEPS, _BLOCK_BYTES // max(1, row_bytes)))
-        number, offset = divmod(counter, steps)
-        held = self._blocks.get(stream)
-        if held is None or held[0] != number:
-            keys = _keys(self.seed, self.indices.to(self.device), stream)
-            held = (number, _normals(keys, number * steps, steps, self.shape, self.dtype))
-            self._blocks[stream] = held
-        return held[1][offset]
+        block = self._blocks.get(stream)
+        if block is None or not 0 <= counter - block.first < len(block.values):
+            keys = _keys(self.seed, self.indices.to(self.device), stream) if block is None else block.keys
+            block = self._blocks[stream] = self._block(keys, counter)
+        return block.values[counter - block.first]
+
+    def _block(self, keys: Tensor, counter: int) -> _Block:
+        """The block that holds a draw; where blocks begin and end does not change what is drawn."""
+        words = max(1, len(keys) * _pairs(self.shape))
+        steps = max(1, min(_BLOCK_STEPS, _BLOCK_WORDS // words))
+        first = counter - counter % steps
+        counters = torch.arange(first, first + steps, device=keys.device)[:, None]
+        z = _normals(_jump(keys, counters, self.shape), self.shape, self.dtype)
+        return _Block(keys, first, z.unbind())
 
     def split(self, fraction: float) -> tuple[Tensor, Tensor]:
         r"""Normals (z1, z2) of the increments over the first `fraction` of this step, and over the rest.
 
-        .. math:: z_1 = \sqrt{\theta}\,z + \sqrt{1-\theta}\,n, \qquad z_2 = \sqrt{1-\theta}\,z - \sqrt{\theta}\,n
+        .. math:: z_1 = \sqrt{\theta}\,z + \sqrt{1-\theta}\,n, \qquad
+                  z_2 = \sqrt{1-\theta}\,z - \sqrt{\theta}\,n
 
         with z this step's normal, n one of the SPLIT stream: independent standard normals whose increments
         :math:`\sqrt{\theta h}\,z_1 + \sqrt{(1-\theta) h}\,z_2 = \sqrt h\,z` add up to the step's. At most one
