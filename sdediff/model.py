@@ -259,16 +259,15 @@ class DiffusionModel(nn.Module):
     def _call(self, z_t: Tensor, c_in: Any, c_noise: Any, cond: Condition) -> Tensor:
         if isinstance(c_in, Tensor):
             c_in, c_noise = expand(c_in.to(z_t.dtype), z_t), c_noise.to(z_t.dtype).expand(len(z_t))
-        else:
-            c_noise = z_t.new_full((), c_noise).expand(len(z_t))  # one embedding serves all rows
-        x = z_t if isinstance(c_in, float) and c_in == 1 else z_t * c_in
+        x = z_t if isinstance(c_in, float) and abs(c_in - 1) < 1e-12 else z_t * c_in
         arguments = (c_noise,) if cond is None else (c_noise, cond)
         out = self.network(x, *arguments)
         if not isinstance(out, Tensor):
             raise TypeError(
                 f"the network returned a {type(out).__name__}: it must return a tensor like its input"
             )
-        out = out.to(z_t.dtype)  # a formula with float64 constants, say
+        if out.dtype != z_t.dtype:  # a formula with float64 constants, say
+            out = out.to(z_t.dtype)
         if z_t.requires_grad and torch.is_grad_enabled() and not out.requires_grad:
             self._check_constant(out, self.network(x + 1, *arguments))
         if out.shape != z_t.shape:  # would broadcast without a word
@@ -470,12 +469,15 @@ class _Denoiser:
 
     def __init__(self, model: DiffusionModel) -> None:
         self.model = model
-        self.table: dict[float, tuple[float, ...]] = {}
+        self.table: dict[float, tuple[Any, ...]] = {}
+        self.like = torch.empty(0, dtype=torch.float64)  # what the table's levels serve: rows, dtype, device
 
     def tabulate(self, times: list[float]) -> None:
-        """Compute the coefficients at these times, all at once."""
-        columns = self.model.coefficients(torch.tensor(times, dtype=torch.float64))
-        self.table.update(zip(times, zip(*(c.tolist() for c in columns), strict=True), strict=True))
+        """Compute the coefficients at these times, all at once; c_noise as (B,) tensors of one number each."""
+        *factors, levels = self.model.coefficients(torch.tensor(times, dtype=torch.float64))
+        levels = levels.to(self.like)[:, None].expand(-1, len(self.like))  # one embedding serves all rows
+        rows = zip(*(c.tolist() for c in factors), levels.unbind(), strict=True)
+        self.table.update(zip(times, rows, strict=True))
 
     def __call__(self, t: Time, z: Tensor, cond: Condition = None) -> Tensor:
         return self.blend(t, z, 0.0, 1.0, cond)
@@ -483,13 +485,17 @@ class _Denoiser:
     def blend(self, t: Time, z: Tensor, a: Any, b: Any, cond: Condition = None) -> Tensor:
         """``a z + b D(t, z)``: with D = c_skip z + c_out F it is a combination of z and F."""
         c_skip, c_out, c_in, c_noise = self._at(t, z)
-        return combination(a + b * c_skip, z, b * c_out, self.model._call(z, c_in, c_noise, cond))
+        out = self.model._call(z, c_in, c_noise, cond)
+        return combination(a + b * c_skip, z, b * c_out, out)
 
     def _at(self, t: Time, z: Tensor) -> tuple[Any, ...]:
-        """The preconditioning: floats, or the first two ready to multiply z."""
+        """The preconditioning: floats and a level (B,) of z's kind, or float64 tensors of t's shape."""
         if isinstance(t, Tensor):
-            c = self.model.coefficients(t)
-            return *(expand(v.to(z.dtype), z) for v in c[:2]), *c[2:]
+            return self.model.coefficients(t)
         if t not in self.table:
             self.tabulate([t])
+        like = self.like
+        if like.dtype != z.dtype or like.device != z.device or like.shape[0] != z.shape[0]:
+            self.like = z.new_empty(z.shape[0])
+            self.tabulate(list(self.table))
         return self.table[t]

@@ -205,8 +205,13 @@ class SemiLinear:
 
     def at(self, t: Time, x: Tensor) -> Coefficients:
         """The coefficients at time t, ready to multiply x."""
+        c = self.coefficients(t)
+        return Coefficients(*(expand(v.to(x.dtype), x) for v in c)) if isinstance(t, Tensor) else c
+
+    def coefficients(self, t: Time) -> Coefficients:
+        """The coefficients at time t, floats, or float64 tensors of t's shape."""
         if isinstance(t, Tensor):
-            return Coefficients(*(expand(c.to(x.dtype), x) for c in self._compute(t.double())))
+            return Coefficients(*self._compute(t.double()))
         if t not in self._table:
             self._table[t] = Coefficients(
                 *(float(c) for c in self._compute(torch.tensor(t, dtype=torch.float64)))
@@ -229,18 +234,18 @@ class SemiLinear:
         return self.denoiser(t, x, *self.per_sample)
 
     def blend(self, t: Time, x: Tensor, a: Any, b: Any) -> Tensor:
-        """``a x + b D(t, x)``, one evaluation; a and b floats, or tensors that broadcast against x."""
+        """``a x + b D(t, x)``, one evaluation; a and b floats, or float64 tensors of t's shape."""
         fused = getattr(self.denoiser, "blend", None)
         if fused is not None:
             return fused(t, x, a, b, *self.per_sample)
         return combination(a, x, b, self.denoise(t, x))
 
     def velocity(self, t: Time, x: Tensor) -> Tensor:
-        c = self.at(t, x)
+        c = self.coefficients(t)
         return self.blend(t, x, c.drift_x, c.drift_d)
 
     def advance(self, t: Time, x: Tensor, h: float) -> Tensor:
-        c = self.at(t, x)
+        c = self.coefficients(t)
         return self.blend(t, x, 1 + h * c.drift_x, h * c.drift_d)
 
     def noise_scale(self, t: Time, x: Tensor) -> Any:
@@ -248,7 +253,7 @@ class SemiLinear:
 
     def score(self, t: Time, x: Tensor) -> Tensor:
         """``(alpha D - x)/sigma^2``, the score of the noised data."""
-        c = self.at(t, x)
+        c = self.coefficients(t)
         return self.blend(t, x, -1 / c.sigma**2, c.alpha / c.sigma**2)
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
@@ -264,8 +269,9 @@ Problem = ODE | SDE | SemiLinear
 
 
 def combination(a: Any, x: Tensor, b: Any, y: Tensor) -> Tensor:
-    """``a x + b y`` in two kernels; a and b both floats, or both tensors that broadcast against x."""
+    """``a x + b y`` in two kernels; a and b both floats, or both tensors () or (B,) of any dtype."""
     if isinstance(b, Tensor):
+        a, b = expand(a.to(x.dtype), x), expand(b.to(x.dtype), x)
         return torch.addcmul(a * x, b, y)
     return torch.add(x * a, y, alpha=b)
 
