@@ -7,10 +7,11 @@ With :math:`\lambda = \log(\alpha/\sigma)` the flow from t to s has two exact fo
           x_s = \frac{\alpha_s}{\alpha_t} x_t + \sigma_s \int k e^{-k(\lambda_s-\lambda)} \epsilon\,d\lambda
           \quad (k = -1),
 
-over :math:`\lambda_t \ldots \lambda_s` (Lu et al. 2022, arXiv 2211.01095, Eq. 8, and arXiv 2206.00927, Eq. 3.4). The
-SDE of noise level eta has the first one with rate k = 1 + eta^2, x_t damped by :math:`e^{-\eta^2 h}` more, and noise.
-What is approximated, D or eps, becomes a polynomial through its values at some nodes, and the integral a sum of
-those values with weights. All is Python floats: a step's weights cost a few microseconds.
+over :math:`\lambda_t \ldots \lambda_s` (Lu et al. 2022, arXiv 2211.01095, Eq. 8, and arXiv 2206.00927,
+Eq. 3.4). The SDE of noise level eta has the first one with rate k = 1 + eta^2, x_t damped by
+:math:`e^{-\eta^2 h}` more, and noise. What is approximated, D or eps, becomes a polynomial through its
+values at some nodes, and the integral a sum of those values with weights. All is Python floats: a step's
+weights cost a few microseconds.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from ..problems import Coefficients, SemiLinear
 
 
 class Linear(NamedTuple):
-    """The exact part of a step: ``x_s = keep x_t + scale * sum(weights * values)``, weights of rate `rate`."""
+    """The exact part of a step: ``x_s = keep x_t + scale * sum(w * values)``, w the weights of its rate."""
 
     keep: float
     scale: float
@@ -43,12 +44,19 @@ def noise_form(now: Coefficients, after: Coefficients) -> Linear:
     return Linear(after.alpha / now.alpha, after.sigma, -1.0)
 
 
+def first_weight(line: Linear, now: Coefficients, after: Coefficients) -> float:
+    """The weight of the one value of a first-order step, scale included; finite where lam is not."""
+    if line.rate > 0:
+        return after.alpha - now.alpha * line.keep
+    return after.sigma - now.sigma * line.keep
+
+
 def moments(z: float, count: int) -> list[float]:
     r"""``M_j = z * integral over (0, 1) of e^{-z (1 - u)} u^j du`` for j < count.
 
-    They are :math:`j!\,z\,\varphi_{j+1}(-z)` and obey :math:`M_j = 1 - (j/z) M_{j-1}`, :math:`M_0 = 1 - e^{-z}`: used
-    upwards where \|z\| is large; where it is small, downwards from a series of terms of one sign, so that nothing
-    cancels.
+    They are :math:`j!\,z\,\varphi_{j+1}(-z)` and obey :math:`M_j = 1 - (j/z) M_{j-1}`, with
+    :math:`M_0 = 1 - e^{-z}`: used upwards where z is large; where it is small, downwards from a series whose
+    terms are of one sign, so that nothing cancels.
 
     Args:
         z: Rate times step of lam; either sign, infinity included.
@@ -80,7 +88,7 @@ def moments(z: float, count: int) -> list[float]:
 
 
 def interpolation_weights(nodes: Sequence[float], moments: Sequence[float]) -> list[float]:
-    """The weights w with ``sum(w_i nodes_i^j) = moments_j``: a functional, by its values on monomials, as a sum.
+    """The weights w with ``sum(w_i nodes_i^j) = moments_j``: a functional, known on monomials, as a sum.
 
     Björck & Pereyra (1970), Math. Comp. 24, 893-903; Golub & Van Loan, Matrix Computations, algorithm 4.6.2.
 
