@@ -5,31 +5,59 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .noise import Noise, Stream
+from .problems import Time, expand
 
-_DEPTH = 20  # halvings of a cell: the path is resolved to 2^-20 of it
+_DEPTH = 24  # halvings of a cell; between ticks of 2^-24 of it the path is smooth
+_TICKS = 1 << _DEPTH
+_SNAP = 1e-3  # of a tick: what rounding does to times that are meant to be ticks
+_CHUNK_NUMBERS = 1 << 16  # drawn at once, for several levels
 
 
-@dataclass(frozen=True)
-class _Piece:
+class _Point(NamedTuple):
+    """A time on the path: its cell, ticks into the cell and part of a tick; numbers, or tensors (B,)."""
+
+    cell: Any
+    ticks: Any
+    part: Any
+
+    def same(self, other: _Point) -> Any:
+        """Whether two points are one: a bool, or where they are, (B,)."""
+        if isinstance(self.cell, Tensor) != isinstance(other.cell, Tensor):
+            return False
+        return (self.cell == other.cell) & (self.ticks == other.ticks) & (self.part == other.part)
+
+
+class _Piece(NamedTuple):
     """Increment W and ``A = integral of (W_r - W_start) dr`` of a path over a stretch of length h."""
 
-    h: float
+    h: Any  # a float, or float64 that broadcasts against W
     w: Tensor
     a: Tensor
 
     def then(self, other: _Piece) -> _Piece:
-        return _Piece(self.h + other.h, self.w + other.w, self.a + other.a + self.w * other.h)
+        return _Piece(self.h + other.h, self.w + other.w, self.a + other.a + _times(self.w, other.h))
 
     def after(self, first: _Piece) -> _Piece:
         """What is left of this piece once `first` is cut from its start."""
         h, w = self.h - first.h, self.w - first.w
-        return _Piece(h, w, self.a - first.a - first.w * h)
+        return _Piece(h, w, self.a - first.a - _times(first.w, h))
+
+    def where(self, mask: Any, other: _Piece) -> _Piece:
+        """This piece where the mask (a bool, or (B,)) holds, the other elsewhere."""
+        if not isinstance(mask, Tensor):
+            return self if mask else other
+        wide = expand(mask, self.w)
+        return _Piece(*(torch.where(wide, mine, its) for mine, its in zip(self, other, strict=True)))
+
+
+def _times(x: Tensor, h: Any) -> Tensor:
+    return x * (h.to(x.dtype) if isinstance(h, Tensor) else h)
 
 
 class BrownianPath:
@@ -39,7 +67,8 @@ class BrownianPath:
     normal of counter k, the very number a native solver draws there, so solvers driven by the path and
     solvers that draw their own noise follow the same path. Inside a cell the pair (W, H), with H the
     space-time Lévy area, is refined by halving (Foster, Lyons & Oberhauser 2020, arXiv 1904.11871, have the
-    law; it is written out in `_halve`). Memory does not grow.
+    law; it is written out in `_descend`) down to 2^-24 of the cell; between those times the path is its
+    conditional mean. Only the last query's two ends are kept, so memory does not grow.
 
     Args:
         noise: Where the normals come from.
@@ -53,77 +82,258 @@ class BrownianPath:
         >>> path = BrownianPath(Noise(0, torch.arange(2), (3,), torch.float64), (0.0, 1.0, 2.0))
         >>> torch.allclose(path(0.0, 0.3) + path(0.3, 2.0), path(0.0, 2.0))
         True
+        >>> each = path(*torch.tensor([[0.0, 0.3], [0.3, 2.0]], dtype=torch.float64))
+        >>> torch.equal(each[0], path(0.0, 0.3)[0]) and torch.allclose(each[1], path(0.3, 2.0)[1])
+        True
     """
 
     def __init__(self, noise: Noise, times: tuple[float, ...]) -> None:
-        direction = 1.0 if times[-1:] >= times[:1] else -1.0
-        self.noise, self.direction, self.times = noise, direction, [direction * t for t in times]
+        self.direction = 1.0 if times[-1:] >= times[:1] else -1.0
+        self.noise, self.times = noise, [self.direction * float(t) for t in times]
         if len(times) < 2 or not all(b > a for a, b in itertools.pairwise(self.times)):
             raise ValueError("a Brownian path needs at least two strictly rising (or falling) times")
+        self._known: tuple[tuple[_Point, _Piece], ...] = ()
 
-    def __call__(self, t: float, t_next: float) -> Tensor:
-        """The increment from t to t_next (in the path's direction), (B, *E)."""
+    def __call__(self, t: Time, t_next: Time) -> Tensor:
+        """The increment from t to t_next (in the path's direction), (B, *E).
+
+        Args:
+            t: Start: a float, or (B,) where each sample has its own.
+            t_next: End, likewise.
+        """
         return self._between(t, t_next).w
 
-    def with_integral(self, t: float, t_next: float) -> tuple[Tensor, Tensor]:
-        r"""The increment, and :math:`\int_t^{t_{next}} (W_r - W_t)\,dr`, both (B, *E)."""
+    def with_integral(self, t: Time, t_next: Time) -> tuple[Tensor, Tensor]:
+        r"""The increment, and :math:`\int_0^h (W_{t \pm r} - W_t)\,dr`, h = abs(t_next - t), both (B, *E)."""
         piece = self._between(t, t_next)
         return piece.w, piece.a
 
-    def _between(self, t: float, t_next: float) -> _Piece:
+    def take(self, rows: Tensor) -> BrownianPath:
+        """The path of the samples at `rows`."""
+
+        def pick(value: Any) -> Any:
+            return value[rows] if isinstance(value, Tensor) else value
+
+        path = object.__new__(type(self))
+        path.__dict__.update(self.__dict__, noise=self.noise.take(rows))
+        path._known = tuple(
+            (_Point(*map(pick, point)), _Piece(*map(pick, piece))) for point, piece in self._known
+        )
+        return path
+
+    def _between(self, t: Time, t_next: Time) -> _Piece:
+        if isinstance(t, Tensor) or isinstance(t_next, Tensor):
+            t, t_next = self._each(t), self._each(t_next)
         a, b = self.direction * t, self.direction * t_next
         slack = 1e-9 * (self.times[-1] - self.times[0])
-        if not (self.times[0] - slack <= a <= b <= self.times[-1] + slack):
+        self._check((self.times[0] - slack <= a) & (a <= b) & (b <= self.times[-1] + slack), a, b)
+        start, end = self._locate(a), self._locate(b)
+        known = (start, self._reach(start)), (end, self._reach(end))
+        self._known = known
+        piece = known[1][1]
+        for cell, mask in self._cells(start.cell, end.cell):
+            piece = self._whole(cell).then(piece).where(mask, piece)
+        return piece.after(known[0][1])
+
+    def _each(self, t: Time) -> Tensor:
+        device = torch.device(self.noise.device)
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        return torch.as_tensor(t, dtype=wide, device=device).expand(len(self.noise.indices))
+
+    def _check(self, inside: Any, a: Any, b: Any) -> None:
+        if isinstance(inside, Tensor) and not bool(inside.all()):
+            row = int((~inside).nonzero()[0])
+            inside, a, b = False, float(a[row]), float(b[row])
+        if not isinstance(inside, Tensor) and not inside:
             raise ValueError(
                 f"the path runs from {self.times[0]:g} to {self.times[-1]:g}: [{a:g}, {b:g}] is not a part "
                 "of it"
             )
-        first, last = self._cell(a), self._cell(b)
-        if first == last:
-            return self._until(first, b).after(self._until(first, a))
-        piece = self._whole(first).after(self._until(first, a))
-        for cell in range(first + 1, last):
-            piece = piece.then(self._whole(cell))
-        return piece.then(self._until(last, b))
 
-    def _cell(self, t: float) -> int:
-        return min(max(bisect.bisect_right(self.times, t) - 1, 0), len(self.times) - 2)
+    def _locate(self, t: Any) -> _Point:
+        """The point at a time; the end of a cell is the start of the next."""
+        if isinstance(t, Tensor):
+            return self._locate_each(t)
+        last = len(self.times) - 2
+        cell = min(max(bisect.bisect_right(self.times, t) - 1, 0), last)
+        ticks = (t - self.times[cell]) / (self.times[cell + 1] - self.times[cell]) * _TICKS
+        near = round(ticks)
+        snapped = abs(ticks - near) < _SNAP or not 0 <= ticks < _TICKS
+        whole = min(max(near, 0), _TICKS) if snapped else math.floor(ticks)
+        return _Point(cell + whole // _TICKS, whole % _TICKS, 0.0 if snapped else ticks - whole)
+
+    def _locate_each(self, t: Tensor) -> _Point:
+        last = len(self.times) - 2
+        ends = torch.tensor(self.times, dtype=t.dtype, device=t.device)
+        cell = (torch.searchsorted(ends, t.contiguous(), right=True) - 1).clamp_(0, last)
+        ticks = (t - ends[cell]) / (ends[cell + 1] - ends[cell]) * _TICKS
+        near = ticks.round()
+        snapped = ((ticks - near).abs() < _SNAP) | (ticks < 0) | (ticks >= _TICKS)
+        whole = torch.where(snapped, near.clamp(0, _TICKS), ticks.floor())
+        part = torch.where(snapped, 0.0, ticks - whole)
+        return _Point(cell + (whole >= _TICKS), whole.long() % _TICKS, part)
+
+    @staticmethod
+    def _cells(first: Any, last: Any) -> list[tuple[int, Any]]:
+        """Cells first .. last - 1 from the last on, each with the samples (a bool, or (B,)) that cross it."""
+        if not isinstance(first, Tensor):
+            return [(cell, True) for cell in reversed(range(first, last))]
+        span = reversed(range(int(first.min()), int(last.max())))
+        return [(cell, (first <= cell) & (cell < last)) for cell in span]
 
     def _whole(self, cell: int) -> _Piece:
-        h, noise = self.times[cell + 1] - self.times[cell], self.noise.at(cell)
-        w = noise.normal(Stream.STEP) * math.sqrt(h)
-        area = noise.normal(Stream.AREA) * math.sqrt(h / 12)
-        return _Piece(h, w, h * (0.5 * w + area))
+        w, area = self._unit(cell)
+        return self._scaled(cell, 1.0, w, 0.5 * w + area)
 
-    def _until(self, cell: int, t: float) -> _Piece:
-        """The path from the cell's start to t."""
-        rest = self._whole(cell)
-        fraction = (t - self.times[cell]) / rest.h
-        ticks = min(max(round(fraction * 2**_DEPTH), 0), 2**_DEPTH)
-        zero = torch.zeros_like(rest.w)
-        done, node = _Piece(0.0, zero, zero), 1
-        for level in range(_DEPTH - 1, -1, -1):
-            if ticks == 0:
-                return done
-            if ticks >= 2 << level:
-                break
-            left, right = self._halve(rest, cell, node)
-            goes_right = ticks >= 1 << level
-            done, rest = (done.then(left), right) if goes_right else (done, left)
-            ticks, node = ticks - ((1 << level) if goes_right else 0), 2 * node + goes_right
-        return done.then(rest) if ticks else done
+    def _unit(self, cell: Any) -> tuple[Tensor, Tensor]:
+        """W and H of a cell stretched to unit length."""
+        if isinstance(cell, Tensor):
+            w, n = (self.noise.each(stream, cell[None])[0] for stream in (Stream.STEP, Stream.AREA))
+        else:
+            noise = self.noise.at(cell)
+            w, n = noise.normal(Stream.STEP), noise.normal(Stream.AREA)
+        return w, n * math.sqrt(1 / 12)
 
-    def _halve(self, piece: _Piece, cell: int, node: int) -> tuple[_Piece, _Piece]:
-        r"""The two halves, given the whole.
+    def _scaled(self, cell: Any, share: Any, w: Tensor, a: Tensor) -> _Piece:
+        """A piece of a unit cell, `share` of it long, in the cell's own length."""
+        if not isinstance(cell, Tensor):
+            h = self.times[cell + 1] - self.times[cell]
+            return _Piece(h * share, w * math.sqrt(h), a * (h * math.sqrt(h)))
+        ends = torch.tensor(self.times, dtype=share.dtype, device=share.device)
+        length = expand(ends[cell + 1] - ends[cell], w)
+        root = length.sqrt()
+        return _Piece(length * expand(share, w), _times(w, root), _times(a, length * root))
 
-        With H = A/h - W/2: W_left = W/2 + 3H/2 + z and H_left = H/4 - z/2 + n/2, z ~ N(0, h/16), n ~ N(0,
-        h/12) independent, which gives W_left ~ N(0, h/2) and H_left ~ N(0, h/24) independent, as they must
-        be.
+    def _reach(self, point: _Point) -> _Piece:
+        """The path from the start of the point's cell to the point."""
+        for (mine, piece), (its, other) in itertools.product(self._known, repeat=2):
+            here, there = point.same(mine), point.same(its)
+            if bool((here | there).all() if isinstance(here, Tensor) and isinstance(there, Tensor) else here):
+                return piece.where(here, other)
+        inside = point.cell
+        last = len(self.times) - 2  # the path's very end is in no cell: nothing of the last is asked there
+        inside = inside.clamp(max=last) if isinstance(inside, Tensor) else min(inside, last)
+        w, a = self._descend(inside, point.ticks, point.part)
+        return self._scaled(inside, (point.ticks + point.part) * 2.0**-_DEPTH, w, a)
+
+    def _descend(self, cell: Any, ticks: Any, part: Any) -> tuple[Tensor, Tensor]:
+        r"""W and A at a point of a cell stretched to unit length.
+
+        A stretch of length h with (W, H), H = A/h - W/2, has the halves
+
+        .. math:: W_\pm = W/2 \pm (3H/2 + z), \qquad H_\pm = H/4 - z/2 \pm n/2
+
+        (+ the first), z ~ N(0, h/16), n ~ N(0, h/12) independent, which gives independent W ~ N(0, h/2) and
+        H ~ N(0, h/24), as they must be. Within the last stretch W is its mean given (W, H), at the part u
+        :math:`u W + 6 u (1 - u) H`.
         """
-        h, noise = piece.h, self.noise.at(cell * (2 << _DEPTH) + node)
-        z = noise.normal(Stream.BRIDGE, 0, 2) * math.sqrt(h / 16)
-        n = noise.normal(Stream.BRIDGE, 1, 2) * math.sqrt(h / 12)
-        area = piece.a / h - 0.5 * piece.w
-        w = 0.5 * piece.w + 1.5 * area + z
-        left = _Piece(h / 2, w, h / 2 * (0.5 * w + 0.25 * area - 0.5 * z + 0.5 * n))
-        return left, piece.after(left)
+        w, area = self._unit(cell)
+        done_w, done_a = torch.zeros_like(w), torch.zeros_like(w)
+        h, levels = 1.0, _levels(ticks, part)
+        normals = self._bridges(cell, ticks, levels)
+        for level in range(levels):
+            right = expand((ticks >> (_DEPTH - 1 - level)) & 1, w)
+            if isinstance(right, Tensor):
+                right = right.to(w.dtype)
+            z, n = next(normals)
+            z = z * math.sqrt(h / 16)
+            n = n * math.sqrt(h / 48)
+            odd, even = torch.add(z, area, alpha=1.5), torch.sub(0.25 * area, z, alpha=0.5)
+            left = 0.5 * w + odd
+            h = h / 2
+            done_a = done_a + (done_w + 0.5 * left + (even + n)) * right * h
+            done_w = done_w + left * right
+            w, area = 0.5 * w + odd * (1 - 2 * right), even + n * (1 - 2 * right)
+        u = expand(part.to(w.dtype), w) if isinstance(part, Tensor) else part
+        done_a = done_a + u * h * (done_w + 0.5 * u * w + u * (3 - 2 * u) * area)
+        return done_w + u * w + 6 * u * (1 - u) * area, done_a
+
+    def _bridges(self, cell: Any, ticks: Any, levels: int) -> Any:
+        """The two normals of each level on the way down, drawn several levels at a time."""
+        size = 2 * len(self.noise.indices) * math.prod(self.noise.shape)
+        chunk = max(1, _CHUNK_NUMBERS // max(1, size))
+        for first in range(0, levels, chunk):
+            nodes = [
+                (cell * (2 << _DEPTH) + (1 << level) + (ticks >> (_DEPTH - level))) * 2 + i
+                for level in range(first, min(first + chunk, levels))
+                for i in (0, 1)
+            ]
+            if isinstance(cell, Tensor):
+                counters = torch.stack(nodes)
+            else:
+                counters = torch.tensor(nodes, device=self.noise.device)[:, None]
+            z = self.noise.each(Stream.BRIDGE, counters).unbind()
+            yield from zip(z[::2], z[1::2], strict=True)
+
+
+def _levels(ticks: Any, part: Any) -> int:
+    """Halvings that lead to a point, or to the deepest of several."""
+    if isinstance(ticks, Tensor):
+        if bool((part > 0).any()):
+            return _DEPTH
+        ticks = int(torch.where(ticks == 0, _TICKS, ticks & -ticks).min())
+    elif part > 0:
+        return _DEPTH
+    lowest = (ticks & -ticks) or _TICKS
+    return _DEPTH - lowest.bit_length() + 1
+
+
+class Driven(Noise):
+    r"""The noise of a solve that follows a given Brownian path.
+
+    The STEP and AREA normals of step k, and the two of a split, are read off the path between times[k] and
+    times[k+1]; all other streams are those of the ordinary noise.
+
+    Args:
+        noise: The ordinary noise.
+        path: The path, of the same samples.
+        times: The solve's grid (or its two ends), within the path's times and in their direction.
+
+    Example:
+        >>> import torch
+        >>> own = Noise(0, torch.arange(2), (3,), torch.float64)
+        >>> coarse = Driven(own, BrownianPath(own, (0.0, 1.0, 2.0)), (0.0, 2.0))
+        >>> both = (own.at(0).normal() + own.at(1).normal()) / 2**0.5
+        >>> torch.allclose(coarse.at(0).normal(), both)
+        True
+    """
+
+    brownian: BrownianPath
+    times: tuple[float, ...]
+
+    def __init__(self, noise: Noise, path: BrownianPath, times: tuple[float, ...]) -> None:
+        self.__dict__.update(noise.__dict__, brownian=path, times=tuple(times))
+
+    def take(self, rows: Tensor) -> Driven:
+        ordinary = Noise(self.seed, self.indices, self.shape, self.dtype, self.device, self.counter)
+        return Driven(ordinary.take(rows), self.brownian.take(rows), self.times)
+
+    def normal(self, stream: int = Stream.STEP, draw: int = 0, draws: int = 1) -> Tensor:
+        if stream not in (Stream.STEP, Stream.AREA):
+            return super().normal(stream, draw, draws)
+        t, t_next = self._step()
+        h = abs(t_next - t)
+        w, a = self.brownian.with_integral(t, t_next)
+        if stream == Stream.STEP:
+            return w * (1 / math.sqrt(h))
+        return torch.sub(a * (1 / h), w, alpha=0.5) * math.sqrt(12 / h)
+
+    def split(self, fraction: float) -> tuple[Tensor, Tensor]:
+        self._check_fraction(fraction)
+        t, t_next = self._step()
+        middle = t + fraction * (t_next - t)
+        z1, z2 = self.brownian(t, middle), self.brownian(middle, t_next)
+        return z1 * abs(middle - t) ** -0.5, z2 * abs(t_next - middle) ** -0.5
+
+    def _step(self) -> tuple[float, float]:
+        if self.counter + 1 >= len(self.times):
+            raise TypeError(
+                f"step {self.counter} lies beyond a grid of {len(self.times) - 1} steps, so no path drives "
+                "it: leave brownian= out for a solver that takes steps of its own"
+            )
+        return self.times[self.counter], self.times[self.counter + 1]
+
+
+def path_of(noise: Noise, times: tuple[float, ...]) -> BrownianPath:
+    """The path that drives this noise's solve, else one of its own on cells that end at `times`."""
+    return noise.brownian if isinstance(noise, Driven) else BrownianPath(noise, times)

@@ -235,9 +235,24 @@ class Noise:
         counter = self.counter * draws + draw
         block = self._blocks.get(stream)
         if block is None or not 0 <= counter - block.first < len(block.values):
-            keys = _keys(self.seed, self.indices.to(self.device), stream) if block is None else block.keys
-            block = self._blocks[stream] = self._block(keys, counter)
+            block = self._blocks[stream] = self._block(self._keys(stream), counter)
         return block.values[counter - block.first]
+
+    def each(self, stream: int, counters: Tensor) -> Tensor:
+        """Standard normals (K, B, *shape) of counters (K, B) or (K, 1): a sample's own, or the same for all.
+
+        Example:
+            >>> import torch
+            >>> noise = Noise(0, torch.arange(2), (3,))
+            >>> torch.equal(noise.each(Stream.STEP, torch.tensor([[4], [9]]))[1], noise.at(9).normal())
+            True
+        """
+        return _normals(_jump(self._keys(stream), counters, self.shape), self.shape, self.dtype)
+
+    def _keys(self, stream: int) -> Tensor:
+        if stream not in self._blocks:
+            self._blocks[stream] = _Block(_keys(self.seed, self.indices.to(self.device), stream), 0, ())
+        return self._blocks[stream].keys
 
     def _block(self, keys: Tensor, counter: int) -> _Block:
         """The block that holds a draw; where blocks begin and end does not change what is drawn."""
@@ -264,11 +279,15 @@ class Noise:
         Raises:
             ValueError: If the fraction is not inside (0, 1).
         """
-        if not 0 < fraction < 1:
-            raise ValueError(f"fraction={fraction} splits no step: give a number strictly between 0 and 1")
+        self._check_fraction(fraction)
         z, n = self.normal(), self.normal(Stream.SPLIT)
         a, b = math.sqrt(fraction), math.sqrt(1 - fraction)
         return torch.add(z * a, n, alpha=b), torch.add(z * b, n, alpha=-a)
+
+    @staticmethod
+    def _check_fraction(fraction: float) -> None:
+        if not 0 < fraction < 1:
+            raise ValueError(f"fraction={fraction} splits no step: give a number strictly between 0 and 1")
 
     def path(self, dt: float) -> Tensor:
         """Brownian increment of this step, over abs(dt): ``sqrt(abs(dt))`` times the STEP stream's normal."""
