@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from solvers import Solution, Solver, SolverError, Stream, solve
+from solvers import FittedGrid, Solution, Solver, SolverError, Stream, solve
 from solvers.noise import normal
 from solvers.registry import resolve
 
@@ -68,6 +68,8 @@ class Run:
             raise TypeError(f"seed={seed!r}: give a whole number")
         if not callable(eta) and not isinstance(eta, Real | None):
             raise TypeError(f"eta={eta!r}: give a number, or a function of t")
+        if isinstance(grid, FittedGrid):
+            grid = grid.check(model.process, t_span).times
         if grid is not None and not isinstance(grid, str):
             grid = torch.as_tensor(grid, dtype=torch.float64)
             if t_span is None and len(grid) > 1:

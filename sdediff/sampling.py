@@ -77,7 +77,7 @@ def sample(
         n: Number of samples.
         solver: A solver or its name (:func:`solvers.available`).
         steps: Steps of a fixed-grid solver.
-        grid: Its times, or the name of a grid ("quadratic", "rho", "uniform", "log-snr").
+        grid: Its times, the name of a grid (:data:`solvers.GRIDS`), or one of :func:`sdediff.fit_grid`.
         rtol: Relative tolerance of an adaptive solver (in coordinates of unit variance, for the native ones).
         atol: Absolute tolerance.
         eta: 0 the probability-flow ODE, 1 the reverse SDE; the solver's own default when left out. May be a

@@ -7,7 +7,16 @@ A solver sees a problem (:class:`ODE`, :class:`SDE` or :class:`SemiLinear`), nev
 from .brownian import BrownianPath
 from .compose import Corrector, Langevin, PredictorCorrector, SongLangevin, StepDoubling
 from .exponential import DDIM, Ancestral
-from .grids import GRIDS, log_snr_grid, quadratic_grid, rho_grid, uniform_grid
+from .grids import (
+    GRIDS,
+    FittedGrid,
+    cosine_grid,
+    log_snr_grid,
+    logistic_grid,
+    quadratic_grid,
+    rho_grid,
+    uniform_grid,
+)
 from .noise import Noise, Stream
 from .problems import ODE, SDE, SemiLinear
 from .registry import available, get, register, unregister
@@ -29,6 +38,7 @@ __all__ = [
     "Dopri5",
     "Euler",
     "EulerMaruyama",
+    "FittedGrid",
     "Heun",
     "Langevin",
     "Noise",
@@ -50,8 +60,10 @@ __all__ = [
     "Stream",
     "Tableau",
     "available",
+    "cosine_grid",
     "get",
     "log_snr_grid",
+    "logistic_grid",
     "quadratic_grid",
     "register",
     "rho_grid",

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .grids import GRIDS, check_steps, rho_grid
+from .grids import GRIDS, FittedGrid, check_steps, logistic_grid
 from .noise import Noise
 from .problems import Problem, SemiLinear
 from .registry import resolve
@@ -44,8 +44,8 @@ def solve(
         solver: A solver or its name (:func:`solvers.available`).
         steps: Number of steps, for fixed-grid solvers; the solver's own default when neither this nor `grid`
             is given.
-        grid: Times, (n+1,), for fixed-grid solvers; or for a SemiLinear problem the name of a grid ("rho",
-            "uniform", "log-snr").
+        grid: Times, (n+1,), for fixed-grid solvers; or for a SemiLinear problem the name of a grid
+            (:data:`solvers.GRIDS`) or a :class:`FittedGrid`.
         rtol: Relative tolerance, for adaptive solvers.
         atol: Absolute tolerance, for adaptive solvers.
         seed: Seed of the noise.
@@ -132,6 +132,9 @@ def time_grid(
             raise TypeError(
                 "steps= and grid= were both given: a grid has its own number of steps, give one of them"
             )
+        if isinstance(grid, FittedGrid) and isinstance(problem, SemiLinear):
+            grid.check(problem.process, t)
+            grid = grid.times if t is None or t[0] > t[1] else grid.times[::-1]
         return _explicit(grid, t)
     start, end = _span(problem, t)
     n = check_steps(solver.default_steps if steps is None else steps)
@@ -147,7 +150,7 @@ def time_grid(
 def _named(problem: SemiLinear, grid: str | None, n: int, start: float, end: float) -> tuple[float, ...]:
     process, falling = problem.process, (max(start, end), min(start, end))
     if grid is None:
-        times = getattr(process, "default_grid", lambda n, span: rho_grid(process, n, span))(n, falling)
+        times = getattr(process, "default_grid", lambda n, span: logistic_grid(process, n, span))(n, falling)
     elif grid in GRIDS:
         times = GRIDS[grid](process, n, falling)
     else:
