@@ -31,12 +31,21 @@ class Linear(NamedTuple):
     keep: float
     scale: float
     rate: float
+    #: Standard deviation of the noise that the step adds.
+    noise: float = 0.0
 
 
 def data_form(now: Coefficients, after: Coefficients, eta: float = 0.0) -> Linear:
     """The step whose values are D, at any noise level."""
-    damping = math.exp(-(eta**2) * (after.lam - now.lam)) if eta else 1.0
-    return Linear(after.sigma / now.sigma * damping, after.alpha, 1 + eta**2)
+    if not eta:
+        return Linear(after.sigma / now.sigma, after.alpha, 1.0)
+    return damped(now, after, eta**2 * (after.lam - now.lam), 1 + eta**2)
+
+
+def damped(now: Coefficients, after: Coefficients, decay: float, rate: float) -> Linear:
+    r"""The step whose values are D and in which :math:`e^{-decay}` of the old noise survives."""
+    keep = after.sigma / now.sigma * math.exp(-decay)
+    return Linear(keep, after.alpha, rate, after.sigma * math.sqrt(-math.expm1(-2 * decay)))
 
 
 def noise_form(now: Coefficients, after: Coefficients) -> Linear:

@@ -42,7 +42,7 @@ class Rule(NamedTuple):
 
 
 class Planned(NamedTuple):
-    """One step of a grid: ``x_next = keep x + sum(weights * values)``, the newest value first."""
+    """One step of a grid: ``x_next = keep x + sum(weights * values) + noise z``, the newest value first."""
 
     t: float
     t_next: float
@@ -54,6 +54,8 @@ class Planned(NamedTuple):
     correct: tuple[float, ...]
     #: Too few values are known yet for the full order.
     starting: bool
+    #: Standard deviation of the noise.
+    noise: float
     #: How many values later steps use.
     depth: int = 0
 
@@ -116,7 +118,7 @@ class Multistep(StepSolver):
 
     def linear(self, now: Coefficients, after: Coefficients) -> Linear:
         """The exact part of a step."""
-        return data_form(now, after) if self._takes_data(now) else noise_form(now, after)
+        return data_form(now, after, now.eta) if self._takes_data(now) else noise_form(now, after)
 
     def _takes_data(self, now: Coefficients) -> bool:
         return self.prediction == "data" or now.alpha == 0.0  # where eps says nothing of D
@@ -161,7 +163,9 @@ class Multistep(StepSolver):
             merged[i] += w
         view = None if data else (1 / now.sigma, -now.alpha / now.sigma)
         starting = past < self.terms
-        planned = Planned(times[k], times[k + 1], line.keep, view, tuple(predict), tuple(merged), starting)
+        planned = Planned(
+            times[k], times[k + 1], line.keep, view, tuple(predict), tuple(merged), starting, line.noise
+        )
         if last or not finite or self.corrected == "none" or (self.corrected == "start" and not starting):
             return planned, []
         full = self._weights(k, line, grid, rule, 1, len(predict) + 1)
@@ -199,6 +203,8 @@ class Multistep(StepSolver):
         x_next = x * now.keep
         for weight, value in zip(now.predict if moved else now.correct, values, strict=False):
             x_next = torch.add(x_next, value, alpha=weight)
+        if now.noise:
+            x_next = torch.add(x_next, noise.normal(), alpha=now.noise)
         return Step(x_next, None, Memory(plan, k + 1, values[: now.depth]))
 
     def __repr__(self) -> str:
