@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from solvers import Solution, Solver
+from solvers import BrownianPath, Solution, Solver
 
 from .likelihood.divergence import Divergence
 from .likelihood.engine import DEFAULT_NODES, sample_with_log_prob
@@ -64,6 +64,7 @@ def sample(
     return_solution: bool = False,
     on_failure: str = "warn",
     dtype: torch.dtype | None = None,
+    brownian: BrownianPath | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Any:
     r"""Draw samples of a model.
@@ -97,6 +98,8 @@ def sample(
         on_failure: "warn", "raise" (:class:`solvers.SolverError`) or "ignore" where a sample's solve fails;
             the others are not touched by it.
         dtype: Of the samples; the parameters' by default.
+        brownian: The Brownian path of these samples that drives a stochastic solver, as in
+            :func:`solvers.solve`: one path for two solvers or two grids.
         progress: Called with the number of finished samples after each batch.
 
     Returns:
@@ -138,7 +141,9 @@ def sample(
         if return_log_prob:
             parts.append(sample_with_log_prob(model, run, z, c, rows[part], divergence))
         else:
-            parts.append(_finish(model, run, run.carry(model, z, c, rows[part]), c, denoise))
+            path = None if brownian is None else brownian.take(torch.arange(n)[part])
+            solution = run.carry(model, z, c, rows[part], brownian=path)
+            parts.append(_finish(model, run, solution, c, denoise))
         if progress is not None:
             progress(part.stop)
     if return_log_prob:

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .brownian import BrownianPath, Driven
 from .grids import GRIDS, FittedGrid, check_steps, logistic_grid
 from .noise import Noise
-from .problems import Problem, SemiLinear
+from .problems import Problem, Schedule, SemiLinear, is_deterministic
 from .registry import resolve
 from .solution import Solution
 from .solver import Dual, Request, Solver
@@ -34,6 +35,7 @@ def solve(
     indices: Tensor | None = None,
     save_at: Tensor | Sequence[float] | None = None,
     dual: Dual | None = None,
+    brownian: BrownianPath | None = None,
 ) -> Solution:
     """Solve an ODE, an SDE or a semi-linear diffusion problem for a batch of initial states.
 
@@ -54,6 +56,9 @@ def solve(
         save_at: Times at which to keep the state, in the order of the solve; on a fixed grid they must be
             grid times.
         dual: See :data:`solvers.solver.Dual`.
+        brownian: The Brownian path that drives a stochastic solver, of these samples and over these times;
+            two solvers, or two grids, can so be driven by one path. Each solver has its own from `seed` when
+            this is left out.
 
     Returns:
         A :class:`Solution`; failures are told in its status, per sample.
@@ -80,8 +85,28 @@ def solve(
             "let t fall, or take eta=0, whose flow runs both ways"
         )
     saved = _save_times(solver, times, save_at)
-    request = Request(times, Noise.like(x_init, seed, names), saved, dual)
+    noise = Noise.like(x_init, seed, names)
+    if brownian is not None:
+        noise = _driven(noise, brownian, solver, problem, times)
+    request = Request(times, noise, saved, dual)
     return solver.integrate(problem, x_init, request)
+
+
+def _driven(
+    noise: Noise, path: BrownianPath, solver: Solver, problem: Problem, times: tuple[float, ...]
+) -> Driven:
+    if not solver.stochastic or is_deterministic(problem):
+        raise TypeError(
+            f"brownian= was given and {solver.name} solves an ODE here, which no noise drives: leave it out, or "
+            "take a stochastic solver with eta > 0"
+        )
+    own = path.noise
+    if (len(own.indices), tuple(own.shape)) != (len(noise.indices), tuple(noise.shape)):
+        raise ValueError(
+            f"the Brownian path is one of {len(own.indices)} samples of shape {tuple(own.shape)} and the state "
+            f"has {len(noise.indices)} of shape {tuple(noise.shape)}: make it with Noise.like(x_init, seed)"
+        )
+    return Driven(noise, path, times)
 
 
 def _check_state(x: Any) -> None:
@@ -150,7 +175,7 @@ def time_grid(
 def _named(problem: SemiLinear, grid: str | None, n: int, start: float, end: float) -> tuple[float, ...]:
     process, falling = problem.process, (max(start, end), min(start, end))
     if grid is None:
-        times = getattr(process, "default_grid", lambda n, span: logistic_grid(process, n, span))(n, falling)
+        times = default_grid(process, n, falling)
     elif grid in GRIDS:
         times = GRIDS[grid](process, n, falling)
     else:
@@ -158,6 +183,12 @@ def _named(problem: SemiLinear, grid: str | None, n: int, start: float, end: flo
             f"there is no grid named {grid!r}: take one of {', '.join(GRIDS)}, or give the times"
         )
     return _checked(times if start > end else times.flip(0))
+
+
+def default_grid(process: Schedule, n: int, span: tuple[float, float]) -> Tensor:
+    """The process's own default grid over a span, or the logistic one."""
+    own = getattr(process, "default_grid", None)
+    return logistic_grid(process, n, span) if own is None else own(n, span)
 
 
 def _checked(grid: Tensor) -> tuple[float, ...]:
