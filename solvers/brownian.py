@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -230,40 +231,37 @@ class BrownianPath:
         w, area = self._unit(cell)
         done_w, done_a = torch.zeros_like(w), torch.zeros_like(w)
         h, levels = 1.0, _levels(ticks, part)
-        normals = self._bridges(cell, ticks, levels)
-        for level in range(levels):
-            right = expand((ticks >> (_DEPTH - 1 - level)) & 1, w)
-            if isinstance(right, Tensor):
-                right = right.to(w.dtype)
-            z, n = next(normals)
-            z = z * math.sqrt(h / 16)
-            n = n * math.sqrt(h / 48)
+        for z, n, right in self._bridges(cell, ticks, levels):
             odd, even = torch.add(z, area, alpha=1.5), torch.sub(0.25 * area, z, alpha=0.5)
-            left = 0.5 * w + odd
-            h = h / 2
-            done_a = done_a + (done_w + 0.5 * left + (even + n)) * right * h
-            done_w = done_w + left * right
-            w, area = 0.5 * w + odd * (1 - 2 * right), even + n * (1 - 2 * right)
+            left, h = torch.add(odd, w, alpha=0.5), h / 2
+            if isinstance(right, Tensor):
+                done_a = torch.addcmul(done_a, torch.add(done_w + even + n, left, alpha=0.5), right, value=h)
+                done_w = torch.addcmul(done_w, left, right)
+                turn = 1 - 2 * right
+                w, area = torch.addcmul(0.5 * w, odd, turn), torch.addcmul(even, n, turn)
+            elif right:
+                done_a = torch.add(done_a, torch.add(done_w + even + n, left, alpha=0.5), alpha=h)
+                done_w, w, area = done_w + left, torch.sub(0.5 * w, odd), even - n
+            else:
+                w, area = left, even + n
         u = expand(part.to(w.dtype), w) if isinstance(part, Tensor) else part
         done_a = done_a + u * h * (done_w + 0.5 * u * w + u * (3 - 2 * u) * area)
         return done_w + u * w + 6 * u * (1 - u) * area, done_a
 
-    def _bridges(self, cell: Any, ticks: Any, levels: int) -> Any:
-        """The two normals of each level on the way down, drawn several levels at a time."""
-        size = 2 * len(self.noise.indices) * math.prod(self.noise.shape)
-        chunk = max(1, _CHUNK_NUMBERS // max(1, size))
+    def _bridges(self, cell: Any, ticks: Any, levels: int) -> Iterator[tuple[Tensor, Tensor, Any]]:
+        """For each level on the way down z, n/2 and whether it goes right; drawn several levels at a time."""
+        noise = self.noise
+        chunk = max(1, _CHUNK_NUMBERS // max(1, 2 * len(noise.indices) * math.prod(noise.shape)))
         for first in range(0, levels, chunk):
-            nodes = [
-                (cell * (2 << _DEPTH) + (1 << level) + (ticks >> (_DEPTH - level))) * 2 + i
-                for level in range(first, min(first + chunk, levels))
-                for i in (0, 1)
-            ]
-            if isinstance(cell, Tensor):
-                counters = torch.stack(nodes)
-            else:
-                counters = torch.tensor(nodes, device=self.noise.device)[:, None]
-            z = self.noise.each(Stream.BRIDGE, counters).unbind()
-            yield from zip(z[::2], z[1::2], strict=True)
+            level = torch.arange(first, min(first + chunk, levels), device=noise.device)[:, None]
+            node = (ticks >> (_DEPTH - level)) + (1 << level) + cell * (2 << _DEPTH)
+            z, n = noise.each(Stream.BRIDGE, torch.cat([2 * node, 2 * node + 1])).chunk(2)
+            size = expand((2.0 ** (-level[:, 0] / 2)).to(z.dtype), z)
+            z, n = z * (size * math.sqrt(1 / 16)), n * (size * math.sqrt(1 / 48))
+            right = [(ticks >> (_DEPTH - 1 - i)) & 1 for i in range(first, first + len(z))]
+            if isinstance(ticks, Tensor):
+                right = [expand(row, z[0]) for row in torch.stack(right).to(z.dtype)]
+            yield from zip(z.unbind(), n.unbind(), right, strict=True)
 
 
 def _levels(ticks: Any, part: Any) -> int:
