@@ -6,7 +6,21 @@ A solver sees a problem (:class:`ODE`, :class:`SDE` or :class:`SemiLinear`), nev
 
 from .brownian import BrownianPath
 from .compose import Corrector, Langevin, PredictorCorrector, SongLangevin, StepDoubling
-from .exponential import DDIM, Ancestral
+from .exponential import (
+    DDIM,
+    DEIS,
+    IPNDM,
+    Ancestral,
+    DPMSolver2,
+    DPMSolver3,
+    DPMSolverPP2M,
+    DPMSolverPP2S,
+    DPMSolverPP3M,
+    DPMSolverPP3S,
+    EDMHeun,
+    ExponentialAdamsBashforth,
+    UniPC,
+)
 from .grids import (
     GRIDS,
     FittedGrid,
@@ -28,16 +42,26 @@ from .stochastic import EulerMaruyama, StochasticHeun
 
 __all__ = [
     "DDIM",
+    "DEIS",
     "GRIDS",
+    "IPNDM",
     "ODE",
     "SDE",
     "AdaptiveRungeKutta",
     "Ancestral",
     "BrownianPath",
     "Corrector",
+    "DPMSolver2",
+    "DPMSolver3",
+    "DPMSolverPP2M",
+    "DPMSolverPP2S",
+    "DPMSolverPP3M",
+    "DPMSolverPP3S",
     "Dopri5",
+    "EDMHeun",
     "Euler",
     "EulerMaruyama",
+    "ExponentialAdamsBashforth",
     "FittedGrid",
     "Heun",
     "Langevin",
@@ -59,6 +83,7 @@ __all__ = [
     "StochasticHeun",
     "Stream",
     "Tableau",
+    "UniPC",
     "available",
     "cosine_grid",
     "get",

@@ -8,12 +8,27 @@ from __future__ import annotations
 import copy
 import difflib
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from typing import Any
 
 from .compose import Langevin, PredictorCorrector, SongLangevin
-from .exponential import DDIM, Ancestral
+from .exponential import (
+    DDIM,
+    DEIS,
+    IPNDM,
+    Ancestral,
+    DPMSolver2,
+    DPMSolver3,
+    DPMSolverPP2M,
+    DPMSolverPP2S,
+    DPMSolverPP3M,
+    DPMSolverPP3S,
+    EDMHeun,
+    ExponentialAdamsBashforth,
+    UniPC,
+)
 from .runge_kutta import Dopri5, Euler, Heun, RungeKutta4
 from .solver import Solver, check_tolerances
 from .stochastic import EulerMaruyama, StochasticHeun
@@ -42,6 +57,22 @@ _FACTORIES: dict[str, Factory] = {
     "stochastic-heun": StochasticHeun,
     "ddim": DDIM,
     "ancestral": Ancestral,
+    "dpm-solver-2": DPMSolver2,
+    "dpm-solver-3": DPMSolver3,
+    "dpm++1": DDIM,
+    "dpm++2s": DPMSolverPP2S,
+    "dpm++3s": DPMSolverPP3S,
+    "dpm++2m": DPMSolverPP2M,
+    "dpm++3m": DPMSolverPP3M,
+    "unipc-1": partial(UniPC, order=1),
+    "unipc-2": partial(UniPC, order=2),
+    "unipc-3": partial(UniPC, order=3),
+    "deis-tab1": partial(DEIS, degree=1),
+    "deis-tab2": partial(DEIS, degree=2),
+    "deis-tab3": partial(DEIS, degree=3),
+    "exponential-ab": ExponentialAdamsBashforth,
+    "ipndm": IPNDM,
+    "edm-heun": EDMHeun,
     "pc": _predictor_corrector,
     "pc-song": _song_predictor_corrector,
 }
