@@ -1,0 +1,71 @@
+r"""A solver followed by a corrector."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ..noise import Noise
+from ..problems import Problem, SemiLinear
+from ..solver import Step, StepSolver
+from .correctors import Corrector
+
+
+class PredictorCorrector(StepSolver):
+    r"""A solver followed, at each arrival time, by a corrector (Song et al. 2021, algorithm 1).
+
+    Source: arXiv 2011.13456. The corrector sees the time just reached. Its own bias (of the order of its
+    step) stays when the grid is refined.
+
+    Args:
+        predictor: A fixed-grid solver.
+        corrector: A :class:`Corrector`.
+
+    Raises:
+        TypeError: If the predictor chooses its own steps or corrects already, or the problem has no score.
+
+    Example:
+        >>> import solvers
+        >>> PredictorCorrector(solvers.EulerMaruyama(), Langevin(snr=0.16))
+        PredictorCorrector(EulerMaruyama(), Langevin(snr=0.16, iterations=1))
+    """
+
+    needs_linear_part = True
+    stochastic = True
+    noisy = True
+    default_eta = 1.0
+
+    def __init__(self, predictor: StepSolver, corrector: Corrector) -> None:
+        if not isinstance(predictor, StepSolver):
+            raise TypeError(
+                f"{predictor!r} does not step on a fixed grid: take a predictor that does, such as "
+                '"euler-maruyama"'
+            )
+        if predictor.noisy:
+            raise TypeError(
+                f"{predictor!r} corrects already, and a second corrector would draw the same noise: "
+                "give Langevin(iterations=2) for two corrections a step"
+            )
+        self.predictor, self.corrector = predictor, corrector
+        self.batch_coupled = predictor.batch_coupled or corrector.batch_coupled
+        self.default_steps, self.default_eta = predictor.default_steps, predictor.default_eta
+
+    def check(self, problem: Problem) -> None:
+        super().check(problem)
+        self.predictor.check(problem)
+
+    def begin(self, problem: Problem, times: tuple[float, ...]) -> Any:
+        return self.predictor.begin(problem, times)
+
+    def stage_times(self, t: float, t_next: float) -> tuple[float, ...]:
+        return (*self.predictor.stage_times(t, t_next), t_next)
+
+    def step(self, problem: Problem, t: float, t_next: float, x: Tensor, state: Any, noise: Noise) -> Step:
+        assert isinstance(problem, SemiLinear)
+        predicted = self.predictor.step(problem, t, t_next, x, state, noise)
+        x_next = self.corrector.correct(problem, t_next, predicted.x, noise)
+        return Step(x_next, None, self.predictor.moved(predicted.state))
+
+    def __repr__(self) -> str:
+        return f"PredictorCorrector({self.predictor!r}, {self.corrector!r})"
