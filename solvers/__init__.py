@@ -38,7 +38,7 @@ from .runge_kutta import AdaptiveRungeKutta, Dopri5, Euler, Heun, RungeKutta, Ru
 from .solution import Solution, SolverError, Status
 from .solve import solve
 from .solver import Orders, Request, Solver, Step, StepSolver
-from .stochastic import EulerMaruyama, StochasticHeun
+from .stochastic import SRA1, SRK, EulerMaruyama, Milstein, StochasticHeun
 
 __all__ = [
     "DDIM",
@@ -47,6 +47,8 @@ __all__ = [
     "IPNDM",
     "ODE",
     "SDE",
+    "SRA1",
+    "SRK",
     "AdaptiveRungeKutta",
     "Ancestral",
     "BrownianPath",
@@ -65,6 +67,7 @@ __all__ = [
     "FittedGrid",
     "Heun",
     "Langevin",
+    "Milstein",
     "Noise",
     "Orders",
     "PredictorCorrector",

@@ -31,7 +31,7 @@ from .exponential import (
 )
 from .runge_kutta import Dopri5, Euler, Heun, RungeKutta4
 from .solver import Solver, check_tolerances
-from .stochastic import EulerMaruyama, StochasticHeun
+from .stochastic import SRA1, SRK, EulerMaruyama, Milstein, StochasticHeun
 
 #: Entry-point group whose members are loaded when a name is not found: ``name =
 #: "package.module:SolverClassOrFactory"``.
@@ -55,6 +55,9 @@ _FACTORIES: dict[str, Factory] = {
     "dopri5": Dopri5,
     "euler-maruyama": EulerMaruyama,
     "stochastic-heun": StochasticHeun,
+    "milstein": Milstein,
+    "sra1": SRA1,
+    "srk": SRK,
     "ddim": DDIM,
     "ancestral": Ancestral,
     "dpm-solver-2": DPMSolver2,

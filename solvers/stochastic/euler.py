@@ -1,4 +1,4 @@
-r"""Stochastic solvers for Itô SDEs with additive or diagonal noise, in either direction of time."""
+"""Euler-Maruyama and Heun's method for additive noise."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .noise import Noise
-from .problems import Problem, is_deterministic
-from .solver import Orders, Step, StepSolver
+from ..noise import Noise
+from ..problems import Problem, is_deterministic
+from ..solver import Orders, Step, StepSolver
+
+
+def add_scaled(x: Tensor, scale: Any, z: Tensor, factor: float = 1.0) -> Tensor:
+    """``x + factor scale z``; scale a float or a tensor that broadcasts against x."""
+    if isinstance(scale, Tensor):
+        return torch.addcmul(x, scale, z, value=factor)
+    return torch.add(x, z, alpha=scale * factor)
 
 
 def add_noise(x: Tensor, scale: Any, h: float, z: Tensor) -> Tensor:
     """``x + scale sqrt(|h|) z``; scale a float or a tensor."""
-    root = math.sqrt(abs(h))
-    return (
-        torch.addcmul(x, scale, z, value=root)
-        if isinstance(scale, Tensor)
-        else torch.add(x, z, alpha=scale * root)
-    )
+    return add_scaled(x, scale, z, math.sqrt(abs(h)))
 
 
 class EulerMaruyama(StepSolver):
