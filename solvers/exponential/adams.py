@@ -102,7 +102,9 @@ class DPMSolverPP2M(LogSNR):
               \left[\left(1+\tfrac1{2r}\right)D_t - \tfrac1{2r}D_{t'}\right], \qquad r = h'/h
 
     with h' the step of lam from t' to t. It is exponential Adams-Bashforth of order 2 with the first moment
-    of the exponential, :math:`1-(1-e^{-h})/h`, taken as :math:`\tfrac12(1-e^{-h})`.
+    of the exponential, :math:`1-(1-e^{-h})/h`, taken as :math:`\tfrac12(1-e^{-h})`. At a noise level eta > 0
+    it is the multistep method of the SDE (:class:`DPMSolverPP2MSDE` has the formula), of strong order 1 and
+    weak order 2.
 
     Args:
         caution: See :class:`Multistep`; inf keeps the full order on every grid.
@@ -112,7 +114,8 @@ class DPMSolverPP2M(LogSNR):
         Lu et al. (2022), arXiv 2211.01095, algorithm 2 and Eq. 12.
     """
 
-    orders = Orders(ode=2)
+    orders = Orders(ode=2, strong=1, weak=2)
+    stochastic = True
     count = 2
 
     def __init__(
@@ -155,7 +158,7 @@ class DPMSolverPP3M(DPMSolverPP2M):
     def __init__(self, caution: float = 1.25, lower_final: bool = False, published: bool = False) -> None:
         super().__init__(caution, lower_final, corrected="none" if published else "start")
         self.published = published
-        self.orders = Orders(ode=2 if published else 3)
+        self.orders = Orders(ode=2 if published else 3, strong=1, weak=2)
 
     def moments(self, z: float, count: int) -> list[float]:
         m = super().moments(z, count)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -116,6 +117,13 @@ class Multistep(StepSolver):
     def rule(self, problem: SemiLinear, times: tuple[float, ...], grid: list[Coefficients]) -> Rule:
         """The method on this grid."""
 
+    def corrector_nodes(self, used: int, known: int, left: int) -> int:
+        """How many nodes a step's corrector goes through, the one at its end included.
+
+        Its predictor used `used` of the `known` ones up to its start; with this step, `left` are left.
+        """
+        return used + 1
+
     def linear(self, now: Coefficients, after: Coefficients) -> Linear:
         """The exact part of a step."""
         return data_form(now, after, now.eta) if self._takes_data(now) else noise_form(now, after)
@@ -168,8 +176,9 @@ class Multistep(StepSolver):
         )
         if last or not finite or self.corrected == "none" or (self.corrected == "start" and not starting):
             return planned, []
-        full = self._weights(k, line, grid, rule, 1, len(predict) + 1)
-        return planned, [full[0], *(a - b for a, b in zip(full[1:], predict, strict=True))]
+        count = self.corrector_nodes(len(predict), past, len(times) - 1 - k)
+        full = self._weights(k, line, grid, rule, 1, count)
+        return planned, [a - b for a, b in zip_longest(full, [0.0, *predict], fillvalue=0.0)]
 
     def _weights(
         self, k: int, line: Linear, grid: list[Coefficients], rule: Rule, ahead: int, count: int
