@@ -316,12 +316,11 @@ class Driven(Noise):
             return w * (1 / math.sqrt(h))
         return torch.sub(a * (1 / h), w, alpha=0.5) * math.sqrt(12 / h)
 
-    def split(self, fraction: float) -> tuple[Tensor, Tensor]:
-        self._check_fraction(fraction)
+    def split(self, *fractions: float) -> tuple[Tensor, ...]:
+        self._check_fractions(fractions)
         t, t_next = self._step()
-        middle = t + fraction * (t_next - t)
-        z1, z2 = self.brownian(t, middle), self.brownian(middle, t_next)
-        return z1 * abs(middle - t) ** -0.5, z2 * abs(t_next - middle) ** -0.5
+        cuts = (t, *(t + fraction * (t_next - t) for fraction in fractions), t_next)
+        return tuple(self.brownian(a, b) * abs(b - a) ** -0.5 for a, b in itertools.pairwise(cuts))
 
     def _step(self) -> tuple[float, float]:
         if self.counter + 1 >= len(self.times):

@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from itertools import pairwise
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -263,31 +264,40 @@ class Noise:
         z = _normals(_jump(keys, counters, self.shape), self.shape, self.dtype)
         return _Block(keys, first, z.unbind())
 
-    def split(self, fraction: float) -> tuple[Tensor, Tensor]:
-        r"""Normals (z1, z2) of the increments over the first `fraction` of this step, and over the rest.
+    def split(self, *fractions: float) -> tuple[Tensor, ...]:
+        r"""Normals of the increments over the parts into which `fractions` cut this step, one more than they.
 
         .. math:: z_1 = \sqrt{\theta}\,z + \sqrt{1-\theta}\,n, \qquad
                   z_2 = \sqrt{1-\theta}\,z - \sqrt{\theta}\,n
 
         with z this step's normal, n one of the SPLIT stream: independent standard normals whose increments
-        :math:`\sqrt{\theta h}\,z_1 + \sqrt{(1-\theta) h}\,z_2 = \sqrt h\,z` add up to the step's. At most one
-        split a step, and not beside the AREA stream's normal, which is drawn apart.
+        :math:`\sqrt{\theta h}\,z_1 + \sqrt{(1-\theta) h}\,z_2 = \sqrt h\,z` add up to the step's; with more
+        fractions the second part is cut likewise. At most one split a step, all of a solve into as many
+        parts, and not beside the AREA stream's normal, which is drawn apart.
 
         Args:
-            fraction: theta, strictly between 0 and 1.
+            fractions: Where the step is cut, rising, strictly between 0 and 1.
 
         Raises:
-            ValueError: If the fraction is not inside (0, 1).
+            ValueError: If a fraction is not inside (0, 1), or they do not rise.
         """
-        self._check_fraction(fraction)
-        z, n = self.normal(), self.normal(Stream.SPLIT)
-        a, b = math.sqrt(fraction), math.sqrt(1 - fraction)
-        return torch.add(z * a, n, alpha=b), torch.add(z * b, n, alpha=-a)
+        self._check_fractions(fractions)
+        z, done = self.normal(), 0.0
+        parts: list[Tensor] = []
+        for i, fraction in enumerate(fractions):
+            n, share = self.normal(Stream.SPLIT, i, len(fractions)), (fraction - done) / (1 - done)
+            a, b = math.sqrt(share), math.sqrt(1 - share)
+            parts.append(torch.add(z * a, n, alpha=b))
+            z, done = torch.add(z * b, n, alpha=-a), fraction
+        return (*parts, z)
 
     @staticmethod
-    def _check_fraction(fraction: float) -> None:
-        if not 0 < fraction < 1:
-            raise ValueError(f"fraction={fraction} splits no step: give a number strictly between 0 and 1")
+    def _check_fractions(fractions: tuple[float, ...]) -> None:
+        if not all(a < b for a, b in pairwise((0.0, *fractions, 1.0))):
+            raise ValueError(
+                f"fractions {', '.join(map(str, fractions))} split no step: give rising numbers strictly "
+                "between 0 and 1"
+            )
 
     def path(self, dt: float) -> Tensor:
         """Brownian increment of this step, over abs(dt): ``sqrt(abs(dt))`` times the STEP stream's normal."""
