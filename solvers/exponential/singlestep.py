@@ -2,6 +2,7 @@ r"""Singlestep exponential methods: DPM-Solver-2 and -3, DPM-Solver++ 2S and 3S.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from .multistep import Prediction
 
 
 class Stage(NamedTuple):
-    """Evaluate at (t, x_i); then ``keep x + sum(weights * values)`` is the state of the next stage."""
+    """Evaluate at (t, x_i); then ``keep x + sum(weights * values) + noise`` is the next stage's state."""
 
     t: float
     #: a and b of the value ``a x_i + b D(t, x_i)``; None where it is D itself.
@@ -25,6 +26,8 @@ class Stage(NamedTuple):
     weights: tuple[tuple[int, float], ...]
     #: Of a first stage whose value is not used again: the next state is ``a x + b D(t, x)``.
     fused: tuple[float, float] | None = None
+    #: Weights of the normals of the step's parts, as far as this stage goes; none without noise.
+    noise: tuple[float, ...] = ()
 
 
 Plan = dict[tuple[float, float], tuple[Stage, ...]]
@@ -53,7 +56,7 @@ class Singlestep(StepSolver):
         plan: Plan = {}
         for k, row in enumerate(inner):
             points = [grid[k], *schedule(table, row), grid[k + 1]]
-            plan[times[k], times[k + 1]] = self._stages((times[k], *row), points)
+            plan[times[k], times[k + 1]] = self._stages((times[k], *row, times[k + 1]), points)
         return plan
 
     def _inner(
@@ -71,16 +74,17 @@ class Singlestep(StepSolver):
 
     def _stages(self, times: tuple[float, ...], points: list[Coefficients]) -> tuple[Stage, ...]:
         now, stages = points[0], []
-        for i, t in enumerate(times):
+        for i, t in enumerate(times[:-1]):
             here, after = points[i], points[i + 1]
             data = self.prediction == "data" or now.alpha == 0.0  # where eps says nothing of D
-            line = data_form(now, after) if data else noise_form(now, after)
+            line = data_form(now, after, now.eta) if data else noise_form(now, after)
             view = None if data else (1 / here.sigma, -here.alpha / here.sigma)
             weights = [(0, first_weight(line, now, after))]
             if i:
-                halved = self.halved and i + 1 == len(times)
+                halved = self.halved and i + 2 == len(times)
                 weights = [(j, w) for j, w in self._line(i, now, here, after, line, halved) if w != 0.0]
-            stages.append(Stage(t, view, line.keep, tuple(weights)))
+            noise = self.stage_noise(i, times, points) if now.eta else ()
+            stages.append(Stage(t, view, line.keep, tuple(weights), noise=noise))
         if not any(j == 0 for stage in stages[1:] for j, _ in stage.weights):
             first = stages[0]
             weight, (a, b) = first.weights[0][1], first.view or (0.0, 1.0)
@@ -98,22 +102,42 @@ class Singlestep(StepSolver):
         w = interpolation_weights([0.0, (here.lam - now.lam) / h], m)
         return [(0, line.scale * w[0]), (i, line.scale * w[1])]
 
+    def stage_noise(self, i: int, times: tuple[float, ...], points: list[Coefficients]) -> tuple[float, ...]:
+        """What the noise of stage i weighs the normals of the parts of the step up to its end with.
+
+        Each part adds the noise of its own exact law, which the later ones damp.
+        """
+        eta, end = points[0].eta, points[i + 1]
+        parts = [data_form(a, b, eta).noise for a, b in pairwise(points[: i + 2])]
+        return tuple(data_form(b, end, eta).keep * part for b, part in zip(points[1:], parts, strict=False))
+
     def step(self, problem: Problem, t: float, t_next: float, x: Tensor, state: Any, noise: Noise) -> Step:
         assert isinstance(problem, SemiLinear)
         if state is None or (t, t_next) not in state:
             state = {**(state or {}), **self.begin(problem, (t, t_next))}
+        stages = state[t, t_next]
+        normals = self._normals(stages, t, t_next, noise)
         values: list[Tensor] = []
         at = x
-        for s, view, keep, weights, fused in state[t, t_next]:
+        for s, view, keep, weights, fused, scales in stages:
             if fused:
                 at = problem.blend(s, x, *fused)
                 values.append(at)  # only to be counted
-                continue
-            values.append(problem.denoise(s, at) if view is None else problem.blend(s, at, *view))
-            at = x * keep
-            for j, weight in weights:
-                at = torch.add(at, values[j], alpha=weight)
+            else:
+                values.append(problem.denoise(s, at) if view is None else problem.blend(s, at, *view))
+                at = x * keep
+                for j, weight in weights:
+                    at = torch.add(at, values[j], alpha=weight)
+            for scale, z in zip(scales, normals, strict=False):
+                at = torch.add(at, z, alpha=scale)
         return Step(at, None, state)
+
+    @staticmethod
+    def _normals(stages: tuple[Stage, ...], t: float, t_next: float, noise: Noise) -> tuple[Tensor, ...]:
+        """Normals of the parts of a step between its stages."""
+        if not stages[0].noise:
+            return ()
+        return noise.split(*((stage.t - t) / (t_next - t) for stage in stages[1:]))
 
 
 class DPMSolverPP2S(Singlestep):
@@ -122,13 +146,15 @@ class DPMSolverPP2S(Singlestep):
     .. math:: u = \frac{\sigma_r}{\sigma_t}x_t + \alpha_r(1-e^{-h/2})\,D(t, x_t), \qquad
               x_s = \frac{\sigma_s}{\sigma_t}x_t + \alpha_s(1-e^{-h})\,D(r, u)
 
-    with r halfway from t to s in lam, h the step of lam: the exponential midpoint rule.
+    with r halfway from t to s in lam, h the step of lam: the exponential midpoint rule. At a noise level eta
+    > 0 it is the method of the SDE (:class:`SEEDS2` has the formula), of strong order 1 and weak order 2.
 
     References:
         Lu et al. (2022), arXiv 2211.01095, algorithm 1 with r_i = 1/2.
     """
 
-    orders = Orders(ode=2)
+    orders = Orders(ode=2, strong=1, weak=2)
+    stochastic = True
     fractions = (0.0, 0.5)
     halved = True
 
@@ -140,14 +166,16 @@ class DPMSolverPP3S(Singlestep):
 
     with D_0, D_1, D_2 the values at fractions 0, 1/3, 2/3 of the step of lam; the third is taken where the
     line through the first two leads. M are the moments of `integrals`; the node 2/3 makes the line serve
-    order 3.
+    order 3. At a noise level eta > 0 it is the method of the SDE (as :class:`SEEDS3`), of strong order 1 and
+    weak order 2.
 
     References:
         Lu et al. (2022), arXiv 2206.00927, algorithm 2 with r_1 = 1/3, r_2 = 2/3, for D in place of eps, as
         in the authors' code (arXiv 2211.01095 prints 2S and 2M only).
     """
 
-    orders = Orders(ode=3)
+    orders = Orders(ode=3, strong=1, weak=2)
+    stochastic = True
     fractions = (0.0, 1 / 3, 2 / 3)
 
 
@@ -163,6 +191,8 @@ class DPMSolver2(DPMSolverPP2S):
         Lu et al. (2022), arXiv 2206.00927, algorithm 1.
     """
 
+    orders = Orders(ode=2)
+    stochastic = False
     prediction = "noise"
 
 
@@ -178,4 +208,6 @@ class DPMSolver3(DPMSolverPP3S):
         Lu et al. (2022), arXiv 2206.00927, algorithm 2 with r_1 = 1/3, r_2 = 2/3.
     """
 
+    orders = Orders(ode=3)
+    stochastic = False
     prediction = "noise"
