@@ -4,7 +4,7 @@ A solver sees a problem (:class:`ODE`, :class:`SDE` or :class:`SemiLinear`), nev
 `sdediff` supplies the problems of diffusion models. Imports torch, never sdediff.
 """
 
-from .brownian import BrownianPath
+from .brownian import BrownianPath, Driven
 from .compose import Corrector, Langevin, PredictorCorrector, SongLangevin, StepDoubling
 from .exponential import (
     DDIM,
@@ -21,6 +21,7 @@ from .exponential import (
     ExponentialAdamsBashforth,
     UniPC,
 )
+from .grid_search import fit_grid
 from .grids import (
     GRIDS,
     FittedGrid,
@@ -38,7 +39,7 @@ from .runge_kutta import AdaptiveRungeKutta, Dopri5, Euler, Heun, RungeKutta, Ru
 from .solution import Solution, SolverError, Status
 from .solve import solve
 from .solver import Orders, Request, Solver, Step, StepSolver
-from .stochastic import SRA1, SRK, EulerMaruyama, Milstein, StochasticHeun
+from .stochastic import SRA1, SRK, EulerMaruyama, GottaGoFast, Milstein, StochasticHeun
 
 __all__ = [
     "DDIM",
@@ -60,11 +61,13 @@ __all__ = [
     "DPMSolverPP3M",
     "DPMSolverPP3S",
     "Dopri5",
+    "Driven",
     "EDMHeun",
     "Euler",
     "EulerMaruyama",
     "ExponentialAdamsBashforth",
     "FittedGrid",
+    "GottaGoFast",
     "Heun",
     "Langevin",
     "Milstein",
@@ -89,6 +92,7 @@ __all__ = [
     "UniPC",
     "available",
     "cosine_grid",
+    "fit_grid",
     "get",
     "log_snr_grid",
     "logistic_grid",

@@ -31,7 +31,7 @@ from .exponential import (
 )
 from .runge_kutta import Dopri5, Euler, Heun, RungeKutta4
 from .solver import Solver, check_tolerances
-from .stochastic import SRA1, SRK, EulerMaruyama, Milstein, StochasticHeun
+from .stochastic import SRA1, SRK, EulerMaruyama, GottaGoFast, Milstein, StochasticHeun
 
 #: Entry-point group whose members are loaded when a name is not found: ``name =
 #: "package.module:SolverClassOrFactory"``.
@@ -58,6 +58,7 @@ _FACTORIES: dict[str, Factory] = {
     "milstein": Milstein,
     "sra1": SRA1,
     "srk": SRK,
+    "gotta-go-fast": GottaGoFast,
     "ddim": DDIM,
     "ancestral": Ancestral,
     "dpm-solver-2": DPMSolver2,
