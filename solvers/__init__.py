@@ -35,11 +35,24 @@ from .grids import (
 from .noise import Noise, Stream
 from .problems import ODE, SDE, SemiLinear
 from .registry import available, get, register, unregister
-from .runge_kutta import AdaptiveRungeKutta, Dopri5, Euler, Heun, RungeKutta, RungeKutta4, Tableau
+from .runge_kutta import (
+    AdaptiveRungeKutta,
+    Bosh3,
+    Dopri5,
+    Dopri8,
+    Euler,
+    Heun,
+    Midpoint,
+    Ralston,
+    RungeKutta,
+    RungeKutta4,
+    Tsit5,
+)
 from .solution import Solution, SolverError, Status
 from .solve import solve
 from .solver import Orders, Request, Solver, Step, StepSolver
 from .stochastic import SRA1, SRK, EulerMaruyama, GottaGoFast, Milstein, StochasticHeun
+from .tableaus import Tableau
 
 __all__ = [
     "DDIM",
@@ -52,6 +65,7 @@ __all__ = [
     "SRK",
     "AdaptiveRungeKutta",
     "Ancestral",
+    "Bosh3",
     "BrownianPath",
     "Corrector",
     "DPMSolver2",
@@ -61,6 +75,7 @@ __all__ = [
     "DPMSolverPP3M",
     "DPMSolverPP3S",
     "Dopri5",
+    "Dopri8",
     "Driven",
     "EDMHeun",
     "Euler",
@@ -70,10 +85,12 @@ __all__ = [
     "GottaGoFast",
     "Heun",
     "Langevin",
+    "Midpoint",
     "Milstein",
     "Noise",
     "Orders",
     "PredictorCorrector",
+    "Ralston",
     "Request",
     "RungeKutta",
     "RungeKutta4",
@@ -89,6 +106,7 @@ __all__ = [
     "StochasticHeun",
     "Stream",
     "Tableau",
+    "Tsit5",
     "UniPC",
     "available",
     "cosine_grid",

@@ -62,10 +62,11 @@ def adapt(solver: AdaptiveRungeKutta, problem: Problem, x: Tensor, request: Requ
         ratio = _norm(local, active.x, x_new, solver)
         accept = ratio <= 1  # False for NaN
         last = k[-1] if solver.tableau.fsal else problem.velocity(active.t_next, x_new)
+        k = k[:-1] if solver.tableau.fsal else k
         if request.dual is not None:
             error = _functional_error(solver, problem, request, active, [*k, last], local)
             active.error = active.error + torch.where(accept, error, 0.0)
-        result.save(active, accept, [*k, last], solver.tableau.interpolant)
+        result.save(active, accept, [*k, last], solver.tableau.closed.dense or ())
         _advance(active, solver, accept, ratio, x_new, last, end)
         status = _status(active, ratio, min_step, solver.max_nfe, end)
         done = status >= 0
@@ -127,7 +128,7 @@ def _functional_error(
     error = (dual * local).flatten(1).sum(dim=1).abs()
     if request.save_at is None:
         return error
-    rows = solver.tableau.interpolant
+    rows = solver.tableau.closed.dense or ()
     weights = tuple(sum(c * _INSIDE**j for j, c in enumerate(row, 1)) for row in rows)
     rates = tuple(sum(j * c * _INSIDE ** (j - 1) for j, c in enumerate(row, 1)) for row in rows)
     t = active.t + _INSIDE * active.h

@@ -29,7 +29,7 @@ from .exponential import (
     ExponentialAdamsBashforth,
     UniPC,
 )
-from .runge_kutta import Dopri5, Euler, Heun, RungeKutta4
+from .runge_kutta import Bosh3, Dopri5, Euler, Heun, Midpoint, Ralston, RungeKutta4, Tsit5
 from .solver import Solver, check_tolerances
 from .stochastic import SRA1, SRK, EulerMaruyama, GottaGoFast, Milstein, StochasticHeun
 
@@ -51,7 +51,11 @@ def _song_predictor_corrector(snr: float = 0.16) -> PredictorCorrector:
 _FACTORIES: dict[str, Factory] = {
     "euler": Euler,
     "heun": Heun,
+    "midpoint": Midpoint,
+    "ralston": Ralston,
     "rk4": RungeKutta4,
+    "bosh3": Bosh3,
+    "tsit5": Tsit5,
     "dopri5": Dopri5,
     "euler-maruyama": EulerMaruyama,
     "stochastic-heun": StochasticHeun,

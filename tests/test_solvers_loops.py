@@ -278,11 +278,11 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "rows": ({"a": ((), (1.0, 0.0))}, "rows of 0, 1"),
     "implicit": ({"a": ((0.5,), (0.5, 0.5))}, "rows of 0, 1"),
     "row sums": ({"a": ((), (0.9,))}, "must sum to its node"),
-    "weights": ({"b": (0.5, 0.4)}, "quadrature conditions of order 2"),
-    "order": ({"order": 3}, "quadrature conditions of order 3"),
+    "weights": ({"b": (0.5, 0.4)}, "order conditions of order 2"),
+    "order": ({"order": 3}, "order conditions of order 3"),
     "error sum": ({"b_error": (0.5, 0.5)}, "error weights must sum to 0"),
     "error length": ({"b_error": (0.0,)}, "needs 2 error weights"),
-    "dense length": ({"dense": ((1.0, -0.5),)}, "needs 2 error weights and dense rows"),
+    "dense length": ({"dense": ((1.0, -0.5),)}, "needs as many dense rows"),
     "dense end": ({"dense": ((1.0, -0.4), (0.0, 0.5))}, "must end in the solution"),
 }
 
