@@ -5,7 +5,16 @@ A solver sees a problem (:class:`ODE`, :class:`SDE` or :class:`SemiLinear`), nev
 """
 
 from .brownian import BrownianPath, Driven
-from .compose import Corrector, Langevin, PredictorCorrector, SongLangevin, StepDoubling
+from .compose import (
+    Corrector,
+    Langevin,
+    PredictorCorrector,
+    Restart,
+    Richardson,
+    SongLangevin,
+    StepDoubling,
+    Underdamped,
+)
 from .exponential import (
     DDIM,
     DEIS,
@@ -92,6 +101,8 @@ __all__ = [
     "PredictorCorrector",
     "Ralston",
     "Request",
+    "Restart",
+    "Richardson",
     "RungeKutta",
     "RungeKutta4",
     "SemiLinear",
@@ -107,6 +118,7 @@ __all__ = [
     "Stream",
     "Tableau",
     "Tsit5",
+    "Underdamped",
     "UniPC",
     "available",
     "cosine_grid",

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from typing import Any
 
-from .compose import Langevin, PredictorCorrector, SongLangevin
+from .compose import Langevin, PredictorCorrector, Restart, SongLangevin, Underdamped
 from .exponential import (
     DDIM,
     DEIS,
@@ -46,6 +46,14 @@ def _predictor_corrector(snr: float = 0.16) -> PredictorCorrector:
 
 def _song_predictor_corrector(snr: float = 0.16) -> PredictorCorrector:
     return PredictorCorrector(EulerMaruyama(), SongLangevin(snr))
+
+
+def _underdamped_predictor_corrector(step: float = 0.32, iterations: int = 3) -> PredictorCorrector:
+    return PredictorCorrector(EulerMaruyama(), Underdamped(step, iterations))
+
+
+def _restart(intervals: Sequence[tuple[float, float, int]] = ((0.06, 0.3, 2),)) -> Restart:
+    return Restart(EDMHeun(), intervals)
 
 
 _FACTORIES: dict[str, Factory] = {
@@ -83,6 +91,8 @@ _FACTORIES: dict[str, Factory] = {
     "edm-heun": EDMHeun,
     "pc": _predictor_corrector,
     "pc-song": _song_predictor_corrector,
+    "pc-underdamped": _underdamped_predictor_corrector,
+    "restart": _restart,
 }
 
 

@@ -42,6 +42,8 @@ class Solution:
         path: States at the times asked for by `save_at`, (S, B, *E), or None.
         error: Estimated error of the functional whose gradient was given as `dual`, (B,); nan where the
             solver gives none.
+        global_error: Estimate of x minus the exact solution, (B, *E), by solvers that make one
+            (:class:`solvers.Richardson`), else None.
     """
 
     x: Tensor
@@ -52,6 +54,7 @@ class Solution:
     status: Tensor
     path: Tensor | None = None
     error: Tensor | None = None
+    global_error: Tensor | None = None
 
     @property
     def ok(self) -> Tensor:

@@ -42,7 +42,7 @@ class PredictorCorrector(StepSolver):
                 f"{predictor!r} does not step on a fixed grid: take a predictor that does, such as "
                 '"euler-maruyama"'
             )
-        if predictor.noisy:
+        if isinstance(predictor, PredictorCorrector):
             raise TypeError(
                 f"{predictor!r} corrects already, and a second corrector would draw the same noise: "
                 "give Langevin(iterations=2) for two corrections a step"
