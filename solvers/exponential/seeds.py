@@ -6,6 +6,7 @@ import math
 from itertools import pairwise
 
 from ..problems import Coefficients
+from ..solver import Orders
 from .integrals import Linear, data_form, interpolation_weights, moments
 from .singlestep import DPMSolverPP2S, DPMSolverPP3S
 
@@ -61,6 +62,8 @@ class SEEDS3(DPMSolverPP3S):
         order 1.
     """
 
+    orders = Orders(ode=3, strong=1, weak=2)
+    stochastic = True
     default_eta = 1.0
 
     def _line(

@@ -166,16 +166,14 @@ class DPMSolverPP3S(Singlestep):
 
     with D_0, D_1, D_2 the values at fractions 0, 1/3, 2/3 of the step of lam; the third is taken where the
     line through the first two leads. M are the moments of `integrals`; the node 2/3 makes the line serve
-    order 3. At a noise level eta > 0 it is the method of the SDE (as :class:`SEEDS3`), of strong order 1 and
-    weak order 2.
+    order 3.
 
     References:
         Lu et al. (2022), arXiv 2206.00927, algorithm 2 with r_1 = 1/3, r_2 = 2/3, for D in place of eps, as
         in the authors' code (arXiv 2211.01095 prints 2S and 2M only).
     """
 
-    orders = Orders(ode=3, strong=1, weak=2)
-    stochastic = True
+    orders = Orders(ode=3)
     fractions = (0.0, 1 / 3, 2 / 3)
 
 
@@ -208,6 +206,4 @@ class DPMSolver3(DPMSolverPP3S):
         Lu et al. (2022), arXiv 2206.00927, algorithm 2 with r_1 = 1/3, r_2 = 2/3.
     """
 
-    orders = Orders(ode=3)
-    stochastic = False
     prediction = "noise"
