@@ -18,6 +18,7 @@ if not hasattr(solvers, "SemiLinear"):  # somebody's own solvers.py stands befor
 from . import chain, data, networks, reference
 from .callables import from_callable
 from .data import dequantise
+from .grids import fit_grid, load_grid, save_grid
 from .likelihood import Divergence, Exact, Hutchinson, LogLikelihood, bits_per_dim
 from .model import DiffusionModel
 from .processes import EDM, VE, VP, Cosine, GaussianProcess, RectifiedFlow, SubVP
@@ -47,10 +48,13 @@ __all__ = [
     "data",
     "dequantise",
     "fit",
+    "fit_grid",
     "from_callable",
     "load",
+    "load_grid",
     "networks",
     "reference",
     "save",
+    "save_grid",
     "solvers",
 ]

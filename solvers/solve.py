@@ -97,14 +97,15 @@ def _driven(
 ) -> Driven:
     if not solver.stochastic or is_deterministic(problem):
         raise TypeError(
-            f"brownian= was given and {solver.name} solves an ODE here, which no noise drives: leave it out, or "
-            "take a stochastic solver with eta > 0"
+            f"brownian= was given and {solver.name} solves an ODE here, which no noise drives: leave it "
+            "out, or take a stochastic solver with eta > 0"
         )
     own = path.noise
     if (len(own.indices), tuple(own.shape)) != (len(noise.indices), tuple(noise.shape)):
         raise ValueError(
-            f"the Brownian path is one of {len(own.indices)} samples of shape {tuple(own.shape)} and the state "
-            f"has {len(noise.indices)} of shape {tuple(noise.shape)}: make it with Noise.like(x_init, seed)"
+            f"the Brownian path is one of {len(own.indices)} samples of shape {tuple(own.shape)} and the "
+            f"state has {len(noise.indices)} of shape {tuple(noise.shape)}: make it with "
+            "Noise.like(x_init, seed)"
         )
     return Driven(noise, path, times)
 

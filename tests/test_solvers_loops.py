@@ -393,7 +393,7 @@ def test_grids_end_exactly_and_are_even_in_what_they_promise(process: Any, n: in
         "log-snr": process.lam,
         "rho": lambda t: torch.exp(-process.lam(t) / 7),
         "quadratic": torch.sqrt,
-        "logistic": lambda t: torch.sigmoid(process.lam(t) / 1.5),
+        "logistic": lambda t: torch.sigmoid(process.lam(t) / 1.25),
         "cosine": lambda t: torch.atan(torch.exp(-process.lam(t))),
     }
     assert set(promised) == set(solvers.GRIDS)
