@@ -100,9 +100,9 @@ class Underdamped(Corrector):
               p \leftarrow p + \tfrac h2\sigma s(t, x), \qquad c = e^{-\gamma h}
 
     with :math:`\sigma s = -\epsilon`, two neighbouring halves of friction being one whole of factor c.
-    Momenta begin each call afresh, as N(0, I), their stationary law, and end with it, so the last half kick is not
-    taken: one evaluation an iteration. The step is sized by the noise alone, so it depends on neither batch
-    nor shape.
+    Momenta begin each call afresh, as N(0, I), their stationary law, and end with it, so the last half kick
+    is not taken: one evaluation an iteration. The step is sized by the noise alone, so it depends on neither
+    batch nor shape.
 
     Its bias: where the noised data are Gaussian with variance v, leapfrog keeps the energy :math:`p^2 + (1 -
     h^2\sigma^2/4v)\,x^2/v` and friction the law of p, so the stationary law is exactly that Gaussian with its

@@ -27,7 +27,7 @@ class PredictorCorrector(StepSolver):
 
     Example:
         >>> import solvers
-        >>> PredictorCorrector(solvers.EulerMaruyama(), Langevin(snr=0.16))
+        >>> PredictorCorrector(solvers.EulerMaruyama(), solvers.Langevin(snr=0.16))
         PredictorCorrector(EulerMaruyama(), Langevin(snr=0.16, iterations=1))
     """
 

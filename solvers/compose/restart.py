@@ -24,7 +24,7 @@ class Interval(NamedTuple):
 
 
 class Restart(Solver):
-    r"""An ODE solver that goes back in noise: at the lower end of an interval noise is added, and solved again.
+    r"""An ODE solver that restarts: below an interval noise is added again, and the interval solved again.
 
     With :math:`\tilde\sigma = \sigma/\alpha`, at the first grid time s with :math:`\tilde\sigma_s \le low`
     the state is carried back to t, the first grid time with :math:`\tilde\sigma_t \le high`, by the forward
@@ -109,7 +109,7 @@ class Restart(Solver):
                 f"restarts add noise on the way to the data and times rise here, from {times[0]:g} to "
                 f"{times[-1]:g}: let t fall, or take the solver without restarts"
             )
-        kept: dict[float, Tensor] = {}
+        problem, kept = problem.tabulate(times), dict[float, Tensor]()
         nfe, taken, restarts = torch.zeros(len(x), dtype=torch.int64, device=x.device), 0, 0
         for start, end, again in self.pieces(problem, times):
             if again:
