@@ -221,7 +221,8 @@ class SemiLinear:
     def _compute(self, t: Tensor) -> tuple[Tensor, ...]:
         p = self.process
         alpha, sigma, d_sigma, d_lam = p.alpha(t), p.sigma(t), p.d_sigma(t), p.d_lam(t)
-        eta = torch.as_tensor(self.eta(t) if callable(self.eta) else self.eta).to(t).expand_as(t)
+        eta = self.eta(t) if callable(self.eta) else self.eta
+        eta = torch.as_tensor(eta, dtype=t.dtype, device=t.device).expand_as(t)
         # With eps = (x - alpha D)/sigma the drift is linear in x and D.
         extra = torch.where(eta == 0, 0.0, eta**2 * d_lam)
         drift_x = d_sigma / sigma - extra
