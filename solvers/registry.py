@@ -33,6 +33,7 @@ from .exponential import (
     DPMSolverPPSDE,
     EDMHeun,
     ExponentialAdamsBashforth,
+    GaussianMultistep,
     SASolver,
     UniPC,
 )
@@ -87,6 +88,7 @@ _FACTORIES: dict[str, Factory] = {
     "dpm++3s": DPMSolverPP3S,
     "dpm++2m": DPMSolverPP2M,
     "dpm++3m": DPMSolverPP3M,
+    "gaussian-multistep": GaussianMultistep,
     "unipc-1": partial(UniPC, order=1),
     "unipc-2": partial(UniPC, order=2),
     "unipc-3": partial(UniPC, order=3),

@@ -5,6 +5,7 @@ from .ddim import DDIM, Ancestral
 from .deis import DEIS, IPNDM
 from .edm import EDMHeun
 from .er import ERSDE, NOISE_SCALES, noise_scale_eta
+from .gaussian import GaussianMultistep
 from .sde_multistep import DPMSolverPP2MSDE, DPMSolverPP3MSDE, SASolver
 from .seeds import SEEDS2, SEEDS3, DPMSolverPPSDE
 from .singlestep import DPMSolver2, DPMSolver3, DPMSolverPP2S, DPMSolverPP3S
@@ -29,6 +30,7 @@ __all__ = [
     "DPMSolverPPSDE",
     "EDMHeun",
     "ExponentialAdamsBashforth",
+    "GaussianMultistep",
     "SASolver",
     "UniPC",
     "noise_scale_eta",

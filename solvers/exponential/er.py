@@ -93,9 +93,9 @@ class ERSDE(Multistep):
         self.noise_scale = _named(noise_scale)
         self.orders = Orders(ode=order, strong=1, weak=min(order, 2))
 
-    def linear(self, now: Coefficients, after: Coefficients) -> Linear:
+    def linear(self, problem: SemiLinear, now: Coefficients, after: Coefficients) -> Linear:
         if not now.eta:
-            return super().linear(now, after)
+            return super().linear(problem, now, after)
         h = after.lam - now.lam
         decay = now.eta**2 * h
         if self.noise_scale is not None and math.isfinite(h):

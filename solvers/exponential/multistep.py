@@ -124,9 +124,19 @@ class Multistep(StepSolver):
         """
         return used + 1
 
-    def linear(self, now: Coefficients, after: Coefficients) -> Linear:
+    def linear(self, problem: SemiLinear, now: Coefficients, after: Coefficients) -> Linear:
         """The exact part of a step."""
         return data_form(now, after, now.eta) if self._takes_data(now) else noise_form(now, after)
+
+    def first_weight(
+        self, problem: SemiLinear, line: Linear, now: Coefficients, after: Coefficients
+    ) -> float:
+        """The weight of one value that serves the whole step; finite where lam is not."""
+        return first_weight(line, now, after)
+
+    def view(self, problem: SemiLinear, now: Coefficients) -> tuple[float, float] | None:
+        """``(a, b)`` of the value ``a x + b D(t, x)`` that is interpolated; None for D itself."""
+        return None if self._takes_data(now) else (1 / now.sigma, -now.alpha / now.sigma)
 
     def _takes_data(self, now: Coefficients) -> bool:
         return self.prediction == "data" or now.alpha == 0.0  # where eps says nothing of D
@@ -140,7 +150,7 @@ class Multistep(StepSolver):
         plan: list[Planned] = []
         pending: list[float] = []  # weights of what the last step's correction adds to x
         for k in range(len(times) - 1):
-            planned, pending = self._planned(k, times, grid, rule, pending)
+            planned, pending = self._planned(problem, k, times, grid, rule, pending)
             plan.append(planned)
         depth = 0
         for k in reversed(range(len(plan))):
@@ -150,6 +160,7 @@ class Multistep(StepSolver):
 
     def _planned(
         self,
+        problem: SemiLinear,
         k: int,
         times: tuple[float, ...],
         grid: list[Coefficients],
@@ -158,10 +169,10 @@ class Multistep(StepSolver):
     ) -> tuple[Planned, list[float]]:
         """Step k, and the weights of its correction."""
         now, after, last = grid[k], grid[k + 1], k + 2 == len(times)
-        line, data = self.linear(now, after), self._takes_data(now)
+        line = self.linear(problem, now, after)
         past = next((i for i in range(k + 1) if not math.isfinite(grid[k - i].lam)), k + 1)
         finite = past > 0 and math.isfinite(after.lam)
-        predict = [first_weight(line, now, after)]
+        predict = [self.first_weight(problem, line, now, after)]
         if finite:
             most = min(self.terms, past, len(times) - 1 - k if self.lower_final else self.terms)
             choices = (self._weights(k, line, grid, rule, 0, count) for count in range(most, 0, -1))
@@ -169,10 +180,16 @@ class Multistep(StepSolver):
         merged = [line.keep * w for w in pending] + [0.0] * max(0, len(predict) - len(pending))
         for i, w in enumerate(predict):
             merged[i] += w
-        view = None if data else (1 / now.sigma, -now.alpha / now.sigma)
         starting = past < self.terms
         planned = Planned(
-            times[k], times[k + 1], line.keep, view, tuple(predict), tuple(merged), starting, line.noise
+            times[k],
+            times[k + 1],
+            line.keep,
+            self.view(problem, now),
+            tuple(predict),
+            tuple(merged),
+            starting,
+            line.noise,
         )
         if last or not finite or self.corrected == "none" or (self.corrected == "start" and not starting):
             return planned, []
