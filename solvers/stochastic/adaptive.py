@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ..adapt import _Active, _norm, _propose, _Result, _status
+from ..active import Gathered, Rows, outcome, propose, rms, tolerance, wide
 from ..brownian import BrownianPath, path_of
 from ..problems import Problem, expand, is_deterministic, take
 from ..solution import Solution
@@ -31,9 +31,8 @@ class GottaGoFast(Solver):
     |x_{next}|))` is at most 1; the next is :math:`0.8\,E^{-0.5}` times as long, within [0.2, 5]. A shorter
     step after a rejection asks the same path for its increment: nothing is drawn again, so what steps were
     tried does not bias the noise, and solves of other tolerances follow the same path. Steps are rounded down
-    to four binary digits, whereby the path is asked at times it reaches by few halvings. Two evaluations an
-    accepted step, one a rejected one. Strong order 1 in the step; with eta = 0 it is an adaptive Heun's
-    method.
+    to four binary digits, whereby the path is asked at times it reaches by few halvings. Two evaluations a
+    step, taken or rejected. Strong order 1 in the step; with eta = 0 it is an adaptive Heun's method.
 
     Args:
         rtol: Relative tolerance.
@@ -46,14 +45,14 @@ class GottaGoFast(Solver):
 
     References:
         Jolicoeur-Martineau et al. (2021), "Gotta go fast when generating data with score-based models", arXiv
-        2105.14080, algorithm 1; there the error is measured by max(atol, rtol max(...)) over the Euler states,
-        the next step is 0.9 E^-0.9 times as long, and a rejected step's noise is drawn anew.
+        2105.14080, algorithm 1; there the error is measured by max(atol, rtol max(...)) over the Euler
+        states, the next step is 0.9 E^-0.9 times as long, and a rejected step's noise is drawn anew.
 
     Example:
         >>> import torch, solvers
         >>> problem = solvers.SDE(lambda t, x: -x, lambda t, x: torch.ones_like(x))
         >>> sol = solvers.solve(problem, torch.ones(3, 2), (0.0, 1.0), GottaGoFast(rtol=0.05, atol=0.05))
-        >>> bool(sol.ok.all()), bool((sol.nfe == 2 * sol.accepted + sol.rejected).all())
+        >>> bool(sol.ok.all()), torch.equal(sol.nfe, 2 * (sol.accepted + sol.rejected))
         (True, True)
     """
 
@@ -76,33 +75,33 @@ class GottaGoFast(Solver):
     def integrate(self, problem: Problem, x: Tensor, request: Request) -> Solution:
         clock = _Clock(x, request)
         path = None if is_deterministic(problem) else path_of(request.noise, request.times)
-        result, active = _Result(x, 0.0, replace(request, save_at=None, dual=None)), clock.begin(x)
-        moved = torch.ones_like(active.row, dtype=torch.bool)
+        result, active = Gathered(x), clock.begin(x)
         while len(active.row):
-            _refresh(problem, clock, active, moved)
             euler, x_new = _trial(problem, path, clock, active)
-            ratio = _norm(x_new - euler, active.x, x_new, self)
-            moved = ratio <= 1  # False for NaN
-            self._advance(active, clock, moved, ratio, x_new)
-            status = _status(active, ratio, self.min_step, self.max_nfe, 1.0)
+            ratio = rms((x_new - euler).detach() / tolerance(active.x.detach(), x_new.detach(), self))
+            self._advance(active, clock, ratio, x_new)
+            nfe = 2 * (active.accepted + active.rejected)
+            short = active.t_next - active.t <= self.min_step
+            status = outcome(active, short, nfe >= self.max_nfe, ratio, 1.0)
             done = status >= 0
             if bool(done.any()):
-                result.finish(active, status, done)
+                counts = {"accepted": active.accepted, "rejected": active.rejected}
+                result.finish(active, done, status=status, nfe=nfe, **counts)
                 rest = (~done).nonzero().flatten()
-                active, moved, problem = active.select(rest), moved[rest], take(problem, rest)
+                active, problem = active.select(rest), take(problem, rest)
                 path = path.take(rest) if path else None
         solution = result.solution()
         error = None if request.dual is None else torch.full_like(solution.t, math.nan)
         return replace(solution, t=clock.time(solution.t), path=clock.path, error=error)
 
-    def _advance(self, active: _Active, clock: _Clock, accept: Tensor, ratio: Tensor, x_new: Tensor) -> None:
+    def _advance(self, active: _Active, clock: _Clock, ratio: Tensor, x_new: Tensor) -> None:
         """Take the accepted steps and propose the next ones."""
+        accept = ratio <= 1  # False for NaN
         growth = _SAFETY * ratio.clamp(min=1e-10) ** -_EXPONENT
         growth = torch.nan_to_num(growth, nan=_SHRINK).clamp(_SHRINK, _GROW)
-        step = active.h * torch.where(accept, growth, growth.clamp(max=_SAFETY))
+        step = (active.t_next - active.t) * torch.where(accept, growth, growth.clamp(max=_SAFETY))
         active.x = torch.where(expand(accept, x_new), x_new, active.x)
         active.t = torch.where(accept, active.t_next, active.t)
-        active.nfe = active.nfe + 1
         active.accepted, active.rejected = active.accepted + accept, active.rejected + ~accept
         clock.save(active, accept)
         active.t_next = clock.propose(active.t, step)
@@ -111,14 +110,21 @@ class GottaGoFast(Solver):
         return f"{self.name}(rtol={self.rtol:g}, atol={self.atol:g})"
 
 
+@dataclass
+class _Active(Rows):
+    """The samples under way."""
+
+    accepted: Tensor
+    rejected: Tensor
+
+
 class _Clock:
     """Times as fractions of the interval, whose steps are dyadic, and the states kept on the way."""
 
     def __init__(self, x: Tensor, request: Request) -> None:
         (self.start, self.end), saves = request.times, request.save_at
-        wide = torch.float32 if x.device.type == "mps" else torch.float64
         marks = [(t - self.start) / (self.end - self.start) for t in saves or ()]
-        self.marks = torch.tensor(marks, dtype=wide, device=x.device)
+        self.marks = torch.tensor(marks, dtype=wide(x), device=x.device)
         self.stops = torch.cat([self.marks, self.marks.new_ones(1)])
         self.path: Tensor | None = None
         if saves is not None:
@@ -129,7 +135,7 @@ class _Clock:
         rows = torch.arange(len(x), device=x.device)
         zero, t = torch.zeros_like(rows), self.stops.new_zeros(len(x))
         t_next = self.propose(t, torch.full_like(t, _FIRST_STEP))
-        return _Active(rows, t, t_next, x, torch.zeros_like(x), t, zero, zero, zero, x.new_zeros(len(x)))
+        return _Active(rows, t, t_next, x, zero, zero)
 
     def time(self, s: Tensor) -> Tensor:
         return torch.where(s == 1, self.end, self.start + s * (self.end - self.start))
@@ -137,7 +143,7 @@ class _Clock:
     def propose(self, s: Tensor, step: Tensor) -> Tensor:
         """Fraction after a step: the next that is to be kept or the end, or a multiple of a power of two."""
         stop = self.stops[torch.searchsorted(self.stops, s, right=True).clamp(max=len(self.stops) - 1)]
-        s_next = _propose(s, step, stop)
+        s_next = propose(s, step, stop)
         unit = torch.ldexp(torch.ones_like(s), torch.frexp(s_next - s).exponent - 1 - _DIGITS)
         return torch.where(s_next == stop, stop, torch.floor(s_next / unit) * unit)
 
@@ -149,26 +155,16 @@ class _Clock:
         self.path = self.path.index_put((when, active.row[who]), active.x[who])
 
 
-def _refresh(problem: Problem, clock: _Clock, active: _Active, moved: Tensor) -> None:
-    """Evaluate the drift of the samples that have moved; after a rejection it is known."""
-    rows = moved.nonzero().flatten()
-    if not len(rows):
-        return
-    slope = take(problem, rows).velocity(clock.time(active.t[rows]), active.x[rows])
-    active.slope = active.slope.index_put((rows,), slope)
-    active.nfe = active.nfe + moved
-
-
 def _trial(
     problem: Problem, path: BrownianPath | None, clock: _Clock, active: _Active
 ) -> tuple[Tensor, Tensor]:
     """Euler-Maruyama's state after a step, and Heun's."""
     t, t_next, x = clock.time(active.t), clock.time(active.t_next), active.x
-    h = expand((t_next - t).to(x.dtype), x)
-    euler = torch.addcmul(x, h, active.slope)
+    h, slope = expand((t_next - t).to(x.dtype), x), problem.velocity(t, x)
+    euler = torch.addcmul(x, h, slope)
     if path is None:
-        return euler, torch.addcmul(x, h, active.slope + problem.velocity(t_next, euler), value=0.5)
+        return euler, torch.addcmul(x, h, slope + problem.velocity(t_next, euler), value=0.5)
     w, scale = path(t, t_next), problem.noise_scale(t, x)
     euler = add_scaled(euler, scale, w)
-    x_new = torch.addcmul(x, h, active.slope + problem.velocity(t_next, euler), value=0.5)
+    x_new = torch.addcmul(x, h, slope + problem.velocity(t_next, euler), value=0.5)
     return euler, add_scaled(x_new, scale + problem.noise_scale(t_next, euler), w, 0.5)
