@@ -94,6 +94,7 @@ class BrownianPath:
         if len(times) < 2 or not all(b > a for a, b in itertools.pairwise(self.times)):
             raise ValueError("a Brownian path needs at least two strictly rising (or falling) times")
         self._known: tuple[tuple[_Point, _Piece], ...] = ()
+        self._last: tuple[int, tuple[Tensor, Tensor]] | None = None
 
     def __call__(self, t: Time, t_next: Time) -> Tensor:
         """The increment from t to t_next (in the path's direction), (B, *E).
@@ -120,6 +121,7 @@ class BrownianPath:
         path._known = tuple(
             (_Point(*map(pick, point)), _Piece(*map(pick, piece))) for point, piece in self._known
         )
+        path._last = self._last and (self._last[0], (self._last[1][0][rows], self._last[1][1][rows]))
         return path
 
     def _between(self, t: Time, t_next: Time) -> _Piece:
@@ -188,12 +190,20 @@ class BrownianPath:
 
     def _unit(self, cell: Any) -> tuple[Tensor, Tensor]:
         """W and H of a cell stretched to unit length."""
-        if isinstance(cell, Tensor):
-            w, n = (self.noise.each(stream, cell[None])[0] for stream in (Stream.STEP, Stream.AREA))
+        if len(self.times) == 2:
+            cell = 0
+        if self._last is not None and not isinstance(cell, Tensor) and self._last[0] == cell:
+            return self._last[1]
+        if isinstance(cell, Tensor) or len(self.times) == 2:  # not the ones after it, too
+            counters = torch.as_tensor(cell, device=self.noise.device).reshape(1, -1)
+            w, n = (self.noise.each(stream, counters)[0] for stream in (Stream.STEP, Stream.AREA))
         else:
             noise = self.noise.at(cell)
             w, n = noise.normal(Stream.STEP), noise.normal(Stream.AREA)
-        return w, n * math.sqrt(1 / 12)
+        unit = w, n * math.sqrt(1 / 12)
+        if not isinstance(cell, Tensor):
+            self._last = cell, unit
+        return unit
 
     def _scaled(self, cell: Any, share: Any, w: Tensor, a: Tensor) -> _Piece:
         """A piece of a unit cell, `share` of it long, in the cell's own length."""
@@ -207,9 +217,10 @@ class BrownianPath:
 
     def _reach(self, point: _Point) -> _Piece:
         """The path from the start of the point's cell to the point."""
-        for (mine, piece), (its, other) in itertools.product(self._known, repeat=2):
-            here, there = point.same(mine), point.same(its)
-            if bool((here | there).all() if isinstance(here, Tensor) and isinstance(there, Tensor) else here):
+        if self._known:
+            (_, piece), (_, other) = self._known
+            here, there = (point.same(known) for known, _ in self._known)
+            if bool((here | there).all() if isinstance(here, Tensor) else here or there):
                 return piece.where(here, other)
         inside = point.cell
         last = len(self.times) - 2  # the path's very end is in no cell: nothing of the last is asked there
