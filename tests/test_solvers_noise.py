@@ -16,7 +16,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from solvers import BrownianPath, Noise, Stream
+from solvers import BrownianPath, Driven, Noise, Stream
 from solvers.noise import normal, uniform
 
 F32, F64 = torch.float32, torch.float64
@@ -142,19 +142,70 @@ def test_uniforms_stay_inside_at_the_extremes(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("dtype", (F64, F32), ids=("float64", "float32"))
-def test_normals_are_normal(dtype: torch.dtype) -> None:
-    """KS, chi-square (200 equal cells) and four moments, on 2e5 numbers of each of 4 seeds: 24 tests."""
+def test_normals_of_every_stream_are_normal(dtype: torch.dtype) -> None:
+    """KS, chi-square (200 equal cells), tails and four moments: 7 tests of 1e5 numbers of each stream."""
     edges = stats.norm.ppf(np.linspace(0, 1, 201))
-    for seed in (0, 1, -7, 2**63):
-        z = normal(seed, torch.arange(1000), Stream.STEP, 5, (200,), dtype).double().flatten()
+    tests = 7 * len(Stream)
+    for stream in Stream:
+        z = normal(7 * stream - 3, torch.arange(500), stream, 5, (200,), dtype).double().flatten()
         flat, n = z.numpy(), len(z)
-        assert stats.kstest(flat, "norm").pvalue > ALARM / 24
+        assert stats.kstest(flat, "norm").pvalue > ALARM / tests, stream.name
         counts = np.histogram(flat, bins=edges)[0]
-        assert stats.chisquare(counts).pvalue > ALARM / 24
+        assert stats.chisquare(counts).pvalue > ALARM / tests, stream.name
+        far = int((np.abs(flat) > 3.5).sum())
+        rare = stats.binomtest(far, n, 2 * stats.norm.sf(3.5))
+        assert rare.pvalue > ALARM / tests, f"{stream.name}: {far} numbers beyond 3.5"
         for power, variance in ((1, 1), (2, 2), (3, 15), (4, 96)):  # Var z^p
             expected = (0, 1, 0, 3)[power - 1]
             error = (float((z**power).mean()) - expected) / math.sqrt(variance / n)
-            assert abs(error) < bound(24), f"moment {power}"
+            assert abs(error) < bound(tests), f"{stream.name}, moment {power}"
+
+
+def test_numbers_drawn_together_are_independent() -> None:
+    """Chi-square on 20 x 20 equal cells of 2e5 pairs: of a word, of neighbours, steps, streams and seeds."""
+    n = 2 * 10**5
+    rows = torch.arange(n // 100)
+    one = lambda seed=0, stream=Stream.STEP, k=0, shift=0: normal(seed, rows + shift, stream, k, (100,), F32)  # noqa: E731
+    z = one()
+    pairs = {
+        "cosine and sine of one word": (z[:, :50], z[:, 50:]),
+        "neighbours in a sample": (z[:, :-1], z[:, 1:]),
+        "steps": (z, one(k=1)),
+        "samples": (z, one(shift=1)),
+        "streams": (z, one(stream=Stream.AREA)),
+        "seeds": (z, one(seed=1)),
+        "magnitudes over steps": (z.abs(), one(k=1).abs()),
+    }
+    for name, (a, b) in pairs.items():
+        cells = [torch.special.ndtr(v.double()).flatten().mul(20).long().clamp(0, 19) for v in (a, b)]
+        if name.startswith("magnitudes"):
+            cells = [
+                (torch.special.erf(v.double() / math.sqrt(2)).flatten() * 20).long().clamp(0, 19)
+                for v in (a, b)
+            ]
+        counts = torch.bincount(20 * cells[0] + cells[1], minlength=400).numpy()
+        assert stats.chisquare(counts).pvalue > ALARM / len(pairs), name
+
+
+def test_words_avalanche() -> None:
+    """One bit of the seed, the row, the stream or the counter changed flips half the bits of the output.
+
+    Shares of 2000 words, 63 input bits each: all within the bound for that many binomials.
+    """
+    from solvers.noise import _keys, _mix
+
+    rows = torch.arange(2000) * 7 + 1
+    base = _mix(_keys(5, rows, Stream.STEP))
+
+    def flipped(words: Tensor) -> Tensor:
+        bits = (words ^ base)[:, None] >> torch.arange(64) & 1
+        return bits.double().mean(dim=0)
+
+    shares = [flipped(_mix(_keys(5 ^ 1 << i, rows, Stream.STEP))) for i in range(64)]
+    shares += [flipped(_mix(_keys(5, rows ^ (1 << i), Stream.STEP))) for i in range(62)]
+    shares += [flipped(_mix(_keys(5, rows, s))) for s in Stream if s != Stream.STEP]
+    error = (torch.cat(shares) - 0.5) / math.sqrt(0.25 / len(rows))
+    assert float(error.abs().max()) < bound(error.numel())
 
 
 def correlations(rows: Tensor) -> float:
@@ -189,6 +240,50 @@ def test_nothing_is_correlated() -> None:
     assert max(map(abs, lags)) < bound(len(lags))
 
 
+# -- the noise of a step, in parts ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fraction", (0.5, 0.1, 0.9))
+def test_a_split_adds_up_and_its_parts_are_independent_normals(fraction: float) -> None:
+    """Parts' variances and covariance, of 2e5 numbers: 3 moments."""
+    noise = Noise(4, torch.arange(1000), (200,), F64).at(3)
+    first, rest = noise.split(fraction)
+    whole = math.sqrt(fraction) * first + math.sqrt(1 - fraction) * rest
+    torch.testing.assert_close(whole, noise.normal(), rtol=1e-13, atol=1e-13)
+    n = first.numel()
+    for value, spread in ((first**2 - 1, 2), (rest**2 - 1, 2), (first * rest, 1)):
+        assert abs(float(value.mean())) < bound(3) * math.sqrt(spread / n)
+    assert not torch.equal(first, noise.at(4).split(fraction)[0])
+
+
+def test_a_split_inside_the_step_is_asked_for() -> None:
+    for fraction in (0.0, 1.0, -0.1, math.nan):
+        with pytest.raises(ValueError, match="strictly between 0 and 1"):
+            Noise(0, torch.arange(2), (2,)).split(fraction)
+
+
+def test_blocks_of_any_size_hold_the_same_numbers() -> None:
+    """Batches so large that blocks are of 32, 5 and 1 steps."""
+    for batch in (3, 6000, 40000):
+        noise = Noise(0, torch.arange(batch), (2,))
+        for k in (0, 31, 32, 4, 5):
+            assert torch.equal(noise.at(k).normal()[:3], normal(0, torch.arange(3), Stream.STEP, k, (2,)))
+    part = noise.take(torch.tensor([7, 2]))
+    assert torch.equal(part.at(9).normal(), noise.at(9).normal()[[7, 2]])
+
+
+def test_a_solves_noise_holds_one_block_a_stream() -> None:
+    noise = Noise(0, torch.arange(512), (2,))
+
+    def held(first: int, last: int) -> int:
+        for k in range(first, last):
+            noise.at(k).normal()
+            noise.at(k).normal(Stream.AREA)
+        return sum(b.keys.nbytes + sum(v.nbytes for v in b.values) for b in noise._blocks.values())
+
+    assert held(0, 1) == held(1, 400) <= 2 * (32 * 512 * 2 * 4 + 512 * 8)
+
+
 # -- the Brownian path ----------------------------------------------------------------------------------
 
 TIMES = (0.0, 1.0, 1.5, 2.0, 4.0)
@@ -206,10 +301,7 @@ def test_increments_add_up_and_so_do_integrals() -> None:
     for a, b, c in itertools.combinations(points, 3):
         (w1, a1), (w2, a2), (w, area) = (path.with_integral(*s) for s in ((a, b), (b, c), (a, c)))
         torch.testing.assert_close(w1 + w2, w, rtol=0, atol=1e-12)
-        # Times are resolved to 2^-20 of a cell.
-        torch.testing.assert_close(a1 + a2 + w1 * (c - b), area, rtol=0, atol=2e-5)
-    (w1, a1), (w2, a2) = path.with_integral(0.25, 0.75), path.with_integral(0.75, 1.25)
-    torch.testing.assert_close(a1 + a2 + w1 * 0.5, path.with_integral(0.25, 1.25)[1], rtol=0, atol=1e-12)
+        torch.testing.assert_close(a1 + a2 + w1 * (c - b), area, rtol=0, atol=1e-12)
     assert torch.equal(path(0.3, 0.3), torch.zeros(3, 2, dtype=F64))
 
 
@@ -273,18 +365,104 @@ def test_law_of_increments_and_integrals(points: tuple[float, ...]) -> None:
         assert stats.kstest(column.numpy(), "norm").pvalue > ALARM / 6
 
 
+@pytest.mark.parametrize("dtype", (F64, F32), ids=("float64", "float32"))
+@pytest.mark.parametrize("times", (TIMES, TIMES[::-1], (0.0, 4.0)), ids=("rising", "falling", "one cell"))
+def test_each_sample_may_ask_for_times_of_its_own(times: tuple[float, ...], dtype: torch.dtype) -> None:
+    a = torch.tensor([0.0, 1.0, 4.0, 1.25, 0.333, 0.0, 2.0], dtype=F64)
+    b = torch.tensor([4.0, 1.5, 4.0, 1.25, 3.21, 1 / 3, 2 + 2.0**-20], dtype=F64)
+    if times[0] > times[-1]:
+        a, b = 4 - a, 4 - b
+    whole = path_of(7, times, dtype=dtype)
+    for mine, i in zip(zip(*whole.with_integral(a, b), strict=True), range(7), strict=True):
+        theirs = path_of(7, times, dtype=dtype).with_integral(float(a[i]), float(b[i]))
+        for u, v in zip(mine, theirs, strict=True):
+            close = 1e-14 if dtype == F64 else 1e-6
+            torch.testing.assert_close(u, v[i], rtol=close, atol=close)
+    rows = torch.tensor([4, 1, 6])
+    alone = BrownianPath(Noise(0, rows, (2,), dtype), times).with_integral(a[rows], b[rows])
+    for taken in (
+        whole.take(rows),
+        path_of(7, times, dtype=dtype).take(rows),
+    ):  # with what is known, and without
+        for u, v, w in zip(
+            taken.with_integral(a[rows], b[rows]), alone, whole.with_integral(a, b), strict=True
+        ):
+            assert torch.equal(u, v) and torch.equal(u, w[rows])
+
+
+def test_a_shorter_step_from_a_known_time_finds_the_same_path() -> None:
+    """As an adaptive solver asks: some samples go on, some try again."""
+    path, n = path_of(6, (0.0, 1.0)), 6
+    rng = np.random.default_rng(3)
+    t, h = torch.zeros(n, dtype=F64), torch.full((n,), 0.125, dtype=F64)
+    total = torch.zeros(n, 2, dtype=F64)
+    for _ in range(40):
+        accept = torch.tensor(rng.uniform(size=n) < 0.6)
+        t_next = (t + h).clamp(max=1.0)
+        w = path(t, t_next)
+        total = torch.where(accept[:, None], total + w, total)
+        t, h = torch.where(accept, t_next, t), torch.where(accept, 0.125, h / 2)
+    assert float(t.min()) > 0.5
+    torch.testing.assert_close(total, path_of(6, (0.0, 1.0))(torch.zeros_like(t), t), rtol=0, atol=1e-13)
+
+
+def test_law_where_each_sample_has_its_own_times() -> None:
+    """Whitened W and A of 2e4 numbers at random places and lengths: KS, and their correlation."""
+    n = 10000
+    path = BrownianPath(Noise(8, torch.arange(n), (2,), F64), TIMES)
+    rng = torch.Generator().manual_seed(1)
+    a = 3.9 * torch.rand(n, generator=rng, dtype=F64)
+    h = torch.exp(torch.log(4 - a) * torch.rand(n, generator=rng, dtype=F64)).clamp(max=4 - a)
+    w, area = path.with_integral(a, a + h)
+    h = h[:, None]
+    z = torch.stack([(w / h.sqrt()).flatten(), ((area - h / 2 * w) / (h**3 / 12).sqrt()).flatten()])
+    for column in z:
+        assert stats.kstest(column.numpy(), "norm").pvalue > ALARM / 3
+    assert abs(float((z[0] * z[1]).mean())) * math.sqrt(z.shape[1]) < bound(3)
+
+
+def test_between_its_finest_times_the_path_is_smooth() -> None:
+    path, tick = path_of(times=(0.0, 1.0)), 2.0**-24
+    a, b = (path(0.0, 0.5 + s * tick) - path(0.0, 0.5) for s in (0.25, 1.0))
+    assert 0 < float(a.abs().max()) < float(b.abs().max()) < 6 * math.sqrt(tick)
+
+
 def test_memory_does_not_grow() -> None:
     path, rng = path_of(), np.random.default_rng(1)
+    each = path_of(50)
 
     def ask(n: int) -> int:
         for _ in range(n):
             path(*sorted(rng.uniform(0, 4, 2)))
+            each(*torch.tensor(rng.uniform(0, 4, (2, 50))).sort(dim=0).values)
         gc.collect()
         return sum(v.numel() for v in gc.get_objects() if type(v) is Tensor)
 
     ask(5)
     before = ask(5)
-    assert ask(30) <= before + 2000
+    assert ask(30) <= before
+
+
+def test_a_solve_is_driven_by_the_path() -> None:
+    own = Noise(0, torch.arange(3), (2,), F64)
+    path = BrownianPath(own, TIMES)
+    driven = Driven(own, path, TIMES)
+    for k, h in enumerate((1.0, 0.5, 0.5, 2.0)):
+        for stream in (Stream.STEP, Stream.AREA, Stream.CHURN):
+            torch.testing.assert_close(
+                driven.at(k).normal(stream), own.at(k).normal(stream), rtol=1e-12, atol=1e-12
+            )
+        w, area = path.with_integral(TIMES[k], TIMES[k] + h)
+        z, n = driven.at(k).normal(), driven.at(k).normal(Stream.AREA)
+        torch.testing.assert_close(h * (0.5 * w + math.sqrt(h / 12) * n), area, rtol=1e-12, atol=1e-12)
+        first, rest = driven.at(k).split(0.3)
+        torch.testing.assert_close(first * math.sqrt(0.3 * h), path(TIMES[k], TIMES[k] + 0.3 * h))
+        torch.testing.assert_close(math.sqrt(0.3) * first + math.sqrt(0.7) * rest, z)
+    some = driven.take(torch.tensor([2, 0])).at(1)
+    torch.testing.assert_close(some.normal(), driven.at(1).normal()[[2, 0]])
+    torch.testing.assert_close(some.normal(Stream.CHURN), driven.at(1).normal(Stream.CHURN)[[2, 0]])
+    with pytest.raises(TypeError, match="lies beyond a grid of 4 steps"):
+        driven.at(4).normal()
 
 
 def test_queries_outside_and_broken_times_are_refused() -> None:
@@ -292,6 +470,8 @@ def test_queries_outside_and_broken_times_are_refused() -> None:
     for query in ((-0.1, 1.0), (1.0, 4.1), (2.0, 1.0), (math.nan, 1.0)):
         with pytest.raises(ValueError, match="the path runs from 0 to 4"):
             path(*query)
+        with pytest.raises(ValueError, match="the path runs from 0 to 4"):
+            path(*(torch.tensor([0.5, s, 0.5], dtype=F64) for s in query))
     for times in ((0.0,), (), (0.0, 1.0, 1.0), (0.0, 1.0, 0.5), (0.0, math.nan)):
         with pytest.raises(ValueError, match="at least two strictly rising"):
             path_of(times=times)
