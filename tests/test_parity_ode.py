@@ -218,16 +218,15 @@ def test_ddim_is_diffusers_ddim() -> None:
 
 
 def test_heun_is_diffusers_heun() -> None:
-    """Up to the last noise level above 0, in x/alpha and sigma/alpha."""
+    """In x/alpha and sigma/alpha, to sigma = 0: the last step is Euler's in either."""
     scheduler = scheduler_of("HeunDiscreteScheduler", 12)
-    ratios = torch.cat([scheduler.sigmas[:1], scheduler.sigmas[1:-1:2]])
-    scale = alpha_sigma(ratios)[0]
-    x = start() / scale[0]
-    for k, t in enumerate(scheduler.timesteps[: 2 * (len(ratios) - 1)]):
+    ratios = torch.cat([scheduler.sigmas[:1], scheduler.sigmas[1:-1:2], scheduler.sigmas[-1:]])
+    x = start() / alpha_sigma(ratios[0])[0]
+    for k, t in enumerate(scheduler.timesteps):
         ratio = ratios[(k + 1) // 2]
-        alpha = alpha_sigma(ratio)[0]
-        x = scheduler.step(eps_of(alpha * x, ratio), t, x).prev_sample
-    agree(ours(solvers.EDMHeun(), ratios), scale[-1] * x)
+        x = scheduler.step(eps_of(alpha_sigma(ratio)[0] * x, ratio), t, x).prev_sample
+    assert float(ratios[-1]) == 0.0
+    agree(ours(solvers.EDMHeun(), ratios), x)
 
 
 def test_ipndm_is_diffusers_ipndm() -> None:

@@ -40,6 +40,10 @@ def starts(n: int = 4) -> Tensor:
     return solvers.noise.normal(3, torch.arange(n), solvers.Stream.PRIOR, 0, (2,), F64)
 
 
+def same(a: Tensor, b: Tensor) -> None:
+    torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
 # -- integrals -------------------------------------------------------------------------------------------
 
 
@@ -294,6 +298,16 @@ def test_the_infinite_step_itself_is_ddims() -> None:
             torch.testing.assert_close(x, wanted, rtol=1e-13, atol=1e-13)
 
 
+@every_solver
+@pytest.mark.parametrize("process", (EDM(), FLOW), ids=repr)
+def test_the_last_step_may_go_to_the_data(process: GaussianProcess, name: str) -> None:
+    """To sigma = 0, where lam is infinite and alpha 1: what the denoiser says at the last state."""
+    problem, grid = mixture_problem(process), (0.8, 0.7, 0.55, 0.4, 0.2, 0.0)
+    path = solvers.solve(problem, starts(), solver=name, grid=grid, save_at=grid).path
+    assert path is not None
+    same(path[-1], MIXTURE.denoise(process, path[-2], 0.2))
+
+
 # -- orders on a grid ------------------------------------------------------------------------------------
 
 
@@ -384,10 +398,6 @@ class Nothing(solvers.Corrector):
 
     def correct(self, problem: solvers.SemiLinear, t: float, x: Tensor, noise: solvers.Noise) -> Tensor:
         return x
-
-
-def same(a: Tensor, b: Tensor) -> None:
-    torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
 def test_first_order_members_are_ddim() -> None:

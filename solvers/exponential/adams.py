@@ -53,8 +53,8 @@ class ExponentialAdamsBashforth(LogSNR):
         TypeError: If the starter is itself a multistep method or adaptive.
 
     References:
-        Hochbruck & Ostermann (2010), Acta Numerica 19, Eqs. 2.57-2.59, in lam; Zhang & Chen (2022), arXiv
-        2204.13902, section 3.3, in other coordinates; Zhao et al. (2023), arXiv 2302.04867, Eq. 9 (their
+        Hochbruck & Ostermann (2010), Acta Numerica 19, 209-286, exponential multistep methods, here in lam;
+        Zhang & Chen (2022), arXiv 2204.13902, log-rho AB; Zhao et al. (2023), arXiv 2302.04867 (their
         UniP-p for p = 3 and more).
 
     Example:
@@ -111,7 +111,7 @@ class DPMSolverPP2M(LogSNR):
         lower_final: Take the last step at order 1, as published below 15 steps.
 
     References:
-        Lu et al. (2022), arXiv 2211.01095, algorithm 2 and Eq. 12.
+        Lu et al. (2022), arXiv 2211.01095, algorithm 2.
     """
 
     orders = Orders(ode=2, strong=1, weak=2)
@@ -149,7 +149,7 @@ class DPMSolverPP3M(DPMSolverPP2M):
         published: The coefficients of the authors' code, of diffusers and of k-diffusion.
 
     References:
-        Lu et al. (2022), arXiv 2211.01095, Eq. 9 for n = 3; the multistep formula is in the authors' code
+        Lu et al. (2022), arXiv 2211.01095, proposition 4.1; the multistep formula is in the authors' code
         only (github.com/LuChengTHU/dpm-solver, `multistep_dpm_solver_third_update`).
     """
 
@@ -191,7 +191,7 @@ class UniPC(LogSNR):
         ValueError: If an argument is not one of these.
 
     References:
-        Zhao et al. (2023), arXiv 2302.04867, algorithms 1 and 2, theorem 3.1, appendix F for the two B.
+        Zhao et al. (2023), arXiv 2302.04867, algorithms 1 (UniC) and 2 (UniP), theorem 3.1.
 
     Example:
         >>> UniPC(order=2, variant="bh1")

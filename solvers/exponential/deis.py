@@ -36,7 +36,8 @@ class DEIS(Multistep):
         published: Leave the first steps uncorrected, as published; of order 2 then.
 
     References:
-        Zhang & Chen (2022), arXiv 2204.13902, Eqs. 14-15 (their Psi and L are alpha ratios and sigma).
+        Zhang & Chen (2022), arXiv 2204.13902, section 3, tAB-DEIS (their Psi(s, t) is
+        alpha_s/alpha_t, their L is sigma).
 
     Example:
         >>> DEIS(2)
@@ -92,8 +93,8 @@ class IPNDM(Multistep):
         lower_final: Fall to order 1 at the end.
 
     References:
-        Liu et al. (2022), arXiv 2202.09778, Eqs. 9 and 12 (PNDM; the fixed coefficients); Zhang & Chen
-        (2022), arXiv 2204.13902, section H.2 and Eqs. 35-38 (iPNDM, without PNDM's Runge-Kutta start).
+        Liu et al. (2022), arXiv 2202.09778, Eqs. 9 and 12 (PNDM: the DDIM step, the coefficients); Zhang &
+        Chen (2022), arXiv 2204.13902 (iPNDM: begun with lower orders in place of Runge-Kutta steps).
 
     Example:
         >>> IPNDM()

@@ -20,9 +20,9 @@ class Churned(NamedTuple):
     #: Factors of x and of the normal; None where nothing is added.
     up: tuple[float, float] | None
     t_hat: float
-    #: eps at t_hat and at the end, as ``a x + b D``; the first None in a step of infinite length.
+    #: eps at t_hat and at the end, as ``a x + b D``; None in a step of infinite length.
     view: tuple[float, float] | None
-    view_end: tuple[float, float]
+    view_end: tuple[float, float] | None
     #: ``keep x + gain eps``; with view None ``keep x + gain D``.
     keep: float
     gain: float
@@ -38,12 +38,12 @@ class EDMHeun(StepSolver):
               \tilde x_s = \hat x + (\tilde\sigma_s-\hat\sigma)\,\tfrac12[\epsilon(\hat\sigma, \hat x)
               + \epsilon(\tilde\sigma_s, \tilde x')],
 
-    :math:`\tilde x'` being Euler's :math:`\hat x + (\tilde\sigma_s-\hat\sigma)\,\epsilon(\hat\sigma, \hat
-    x)`, and :math:`\gamma = \min(churn/n, \sqrt2-1)` in a solve of n steps where :math:`s_{min} \le
-    \tilde\sigma \le s_{max}`, else 0. :math:`\hat\sigma` does not pass that of the solve's start. Two
-    evaluations a step, the last included: the published algorithm leaves its second out only because it ends
-    at sigma = 0, where eps cannot be asked, and t_min > 0 here. A step from or to alpha = 0, where the clock
-    is infinite, is DDIM's.
+    with Euler's :math:`\tilde x' = \hat x + (\tilde\sigma_s-\hat\sigma)\,\epsilon(\hat\sigma, \hat x)` and
+    :math:`\gamma = \min(churn/n, \sqrt2-1)` in a solve of n steps where :math:`s_{min} \le \tilde\sigma
+    \le s_{max}`, else 0. :math:`\hat\sigma` does not pass that of the solve's start. Two evaluations a step,
+    the last included, where t_min > 0: the published algorithm leaves its second out because it ends at
+    sigma = 0, where eps cannot be asked. A step to sigma = 0 is Euler's, as there; one from or to alpha = 0,
+    where the clock is infinite, is DDIM's.
 
     Args:
         churn: The paper's S_churn; 0 for the ODE.
@@ -113,12 +113,11 @@ class EDMHeun(StepSolver):
         if hat.lam < now.lam:
             added = math.sqrt(-math.expm1(2 * (hat.lam - now.lam))) * hat.sigma
             up = (hat.alpha / now.alpha, self.s_noise * added)
-        end = (1 / after.sigma, -after.alpha / after.sigma)
         if not (math.isfinite(hat.lam) and math.isfinite(after.lam)):
             line = data_form(hat, after)
-            return Churned(up, t_hat, None, end, line.keep, first_weight(line, hat, after))
+            return Churned(up, t_hat, None, None, line.keep, first_weight(line, hat, after))
         keep = after.alpha / hat.alpha
-        view = (1 / hat.sigma, -hat.alpha / hat.sigma)
+        view, end = ((1 / c.sigma, -c.alpha / c.sigma) for c in (hat, after))
         return Churned(up, t_hat, view, end, keep, after.sigma - hat.sigma * keep)
 
     def step(self, problem: Problem, t: float, t_next: float, x: Tensor, state: Any, noise: Noise) -> Step:
@@ -128,7 +127,7 @@ class EDMHeun(StepSolver):
         up, t_hat, view, view_end, keep, gain = state[t, t_next]
         if up is not None:
             x = torch.add(x * up[0], noise.normal(Stream.CHURN), alpha=up[1])
-        if view is None:
+        if view is None or view_end is None:
             return Step(problem.blend(t_hat, x, keep, gain), None, state)
         first = problem.blend(t_hat, x, *view)
         euler = torch.add(x * keep, first, alpha=gain)

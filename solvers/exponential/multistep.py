@@ -170,7 +170,7 @@ class Multistep(StepSolver):
         """Step k, and the weights of its correction."""
         now, after, last = grid[k], grid[k + 1], k + 2 == len(times)
         line = self.linear(problem, now, after)
-        past = next((i for i in range(k + 1) if not math.isfinite(grid[k - i].lam)), k + 1)
+        past = k + math.isfinite(grid[0].lam)  # lam is infinite at an end of the grid, if anywhere
         finite = past > 0 and math.isfinite(after.lam)
         predict = [self.first_weight(problem, line, now, after)]
         if finite:
