@@ -1,10 +1,11 @@
-"""Few steps: error of samples against the exact flow, ours beside every scheduler of diffusers and sampler of azula.
+"""Few steps: error against the exact flow, beside every scheduler of diffusers and sampler of azula.
 
-`python tests/benchmarks/few_steps.py` prints, for each number of evaluations, the root mean square error over 256
-samples of a 16-dimensional rotated product of three-mode mixtures, float64. Every method starts from the exact noised
-data at its own largest noise level and is compared with the exact flow from there to the data, so that neither its
-interval nor a final denoising counts against it. Of each library the best over all its methods, grids and options is
-shown; ours is one solver at its defaults. Needs `diffusers` and `azula` (see pyproject.toml).
+`python tests/benchmarks/few_steps.py` prints, for each number of evaluations, the root mean square error over
+256 samples of a 16-dimensional rotated product of three-mode mixtures, float64. Every method starts from the
+exact noised data at its own largest noise level and is compared with the exact flow from there to the data,
+so that neither its interval nor a final denoising counts against it. Of each library the best over all its
+methods, grids and options is shown; ours is one solver at its defaults. Needs `diffusers` and `azula` (see
+pyproject.toml).
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def ours(name: str, process: sdediff.GaussianProcess, **options: Any) -> Method:
     return f"{name} {process} {options or ''}", run
 
 
-# -- diffusers --------------------------------------------------------------------------------------------
+# -- diffusers -----------------------------------------------------------------------------------------------
 
 
 def diffusers_methods() -> Iterator[Method]:
@@ -100,7 +101,9 @@ def diffusers_methods() -> Iterator[Method]:
         (d.DPMSolverSinglestepScheduler, [[{}, *sigmas], ends, [{"solver_order": o} for o in (2, 3)]]),
         (
             d.UniPCMultistepScheduler,
-            [grids, ends, [{"solver_order": o} for o in (2, 3)], [{"solver_type": b} for b in ("bh1", "bh2")]],
+            [
+                grids, ends, [{"solver_order": o} for o in (2, 3)], [{"solver_type": b} for b in ("bh1", "bh2")],
+            ],
         ),
         (d.DEISMultistepScheduler, [grids, [{"solver_order": o} for o in (2, 3)]]),
         (d.EulerDiscreteScheduler, [grids]),
@@ -156,7 +159,7 @@ def scheduler_run(kind: type, options: dict[str, Any]) -> Callable[[Target, int]
     return run
 
 
-# -- azula ------------------------------------------------------------------------------------------------
+# -- azula ---------------------------------------------------------------------------------------------------
 
 
 def azula_methods() -> Iterator[Method]:
@@ -218,7 +221,8 @@ def main() -> None:
     libraries = {"diffusers": list(diffusers_methods()), "azula": list(azula_methods())}
     mine = [ours(OURS, sdediff.VP())]
     print(
-        f"rotated product of 3-mode mixtures, d = 16, seed {seed}; data standard deviation {float(target.x0.std()):.2f}"
+        f"rotated product of 3-mode mixtures, d = 16, seed {seed}; data standard deviation "
+        f"{float(target.x0.std()):.2f}"
     )
     print(f"{'NFE':>4} {'ours':>9} {'diffusers':>10} {'azula':>9} {'ratio':>6}")
     for budget in BUDGETS:
