@@ -37,7 +37,7 @@ from .exponential import (
     SASolver,
     UniPC,
 )
-from .runge_kutta import Bosh3, Dopri5, Euler, Heun, Midpoint, Ralston, RungeKutta4, Tsit5
+from .runge_kutta import Bosh3, Dopri5, Dopri8, Euler, Heun, Midpoint, Ralston, RungeKutta4, Tsit5
 from .solver import Solver, check_tolerances
 from .stochastic import SRA1, SRK, EulerMaruyama, GottaGoFast, Milstein, StochasticHeun
 
@@ -73,6 +73,7 @@ _FACTORIES: dict[str, Factory] = {
     "bosh3": Bosh3,
     "tsit5": Tsit5,
     "dopri5": Dopri5,
+    "dopri8": Dopri8,
     "euler-maruyama": EulerMaruyama,
     "stochastic-heun": StochasticHeun,
     "milstein": Milstein,
@@ -133,6 +134,11 @@ def _foreign() -> dict[str, Factory]:
         from .backends.torchsde import TorchSDE
 
         found |= {f"torchsde/{m}": bind(TorchSDE, m) for m in torchsde_methods}
+    if find_spec("diffusers"):
+        from .backends.diffusers import METHODS as diffusers_methods
+        from .backends.diffusers import Diffusers
+
+        found |= {f"diffusers/{m}": bind(Diffusers, m) for m in diffusers_methods}
     if find_spec("scipy"):
         from .backends.scipy import METHODS as scipy_methods
         from .backends.scipy import SciPy
