@@ -102,7 +102,8 @@ def diffusers_methods() -> Iterator[Method]:
         (
             d.UniPCMultistepScheduler,
             [
-                grids, ends, [{"solver_order": o} for o in (2, 3)], [{"solver_type": b} for b in ("bh1", "bh2")],
+                grids, ends, [{"solver_order": o} for o in (2, 3)],
+                [{"solver_type": b} for b in ("bh1", "bh2")],
             ],
         ),
         (d.DEISMultistepScheduler, [grids, [{"solver_order": o} for o in (2, 3)]]),
