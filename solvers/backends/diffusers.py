@@ -45,7 +45,7 @@ def _method(scheduler: str, frame: Frame, output: Output, table: Table, ode: flo
 
 
 def _three(base: Method, ode: float) -> Method:
-    return base._replace(config=(("solver_order", 3),), orders=base.orders._replace(ode=ode))
+    return base._replace(config=(("solver_order", 3),), orders=Orders(ode=ode), noisy="")
 
 
 _DPM = _method("DPMSolverMultistep", "vp", "data", "sigmas", 2, noisy="DPMSolverMultistepScheduler")
@@ -99,7 +99,9 @@ class Diffusers(Solver):
     Schedulers know eta = 0 and, some, eta = 1 (SASolver any constant eta); where diffusers has two classes
     for the two, the name stands for both. Noise is the solve's own, per sample: `torch.randn` is answered
     with it while the scheduler steps. Options that would clip, or lower the order near the end, are off
-    unless given.
+    unless given. DPMSolverMultistep of order 3 is offered for eta = 0 only: with noise diffusers' weight of
+    its second difference does not vanish with the step (-1/2 stands where +1/2 should), so it does not
+    converge.
 
     Some schedulers compute in float32 whatever the dtype of the state. They change state as they step, so
     each solve makes its own.
@@ -227,11 +229,10 @@ class _Drive:
         if "DEIS" in cls.__name__ or "SASolver" in cls.__name__:
             del given["algorithm_type"]
         self.options = {"eta": eta} if "eta" in inspect.signature(cls.step).parameters else {}
+        if self.spec.table == "midpoints":  # its own stamps, which are not used, make numpy warn
+            cls = type(cls.__name__, (cls,), {"_sigma_to_t": lambda *_: 0.0})
         self.scheduler = cls(**{k: v for k, v in (given | solver.config).items() if k in known})
-        if self.spec.table == "midpoints":  # whose own table, which is not used, numpy warns about
-            self.scheduler.num_inference_steps, self.scheduler.sample = steps, None
-        else:
-            self.scheduler.set_timesteps(steps + 1 if chain else steps)
+        self.scheduler.set_timesteps(steps + 1 if chain else steps)
         if not eta and hasattr(self.scheduler, "_get_variance"):
             # It is multiplied by eta, and is not real where times rise.
             self.scheduler._get_variance = lambda *_: torch.zeros(())
