@@ -340,6 +340,19 @@ def test_caution_lowers_the_order_where_steps_grow() -> None:
         assert sum(map(abs, weights)) <= 1.25 * limit * abs(sum(weights)) * (1 + 1e-12)
 
 
+def test_no_correction_feeds_on_itself() -> None:
+    """By eps on long steps: its weight times eps's largest slope, 1/sigma, is at most 1."""
+    times = tuple(PROCESS.default_grid(5).tolist())
+    gains: dict[float, list[float]] = {}
+    for caution in (1.25, INF):
+        plan = solvers.UniPC(2, prediction="noise", caution=caution).begin(mixture_problem(), times).plan
+        gains[caution] = [
+            abs(now.correct[0] - now.predict[0]) / now.keep / float(PROCESS.sigma(now.t)) for now in plan
+        ]
+    assert max(gains[INF]) > 1.5 and max(gains[1.25]) <= 1 + 1e-12
+    assert 0 < sum(g > 0 for g in gains[1.25]) < sum(g > 0 for g in gains[INF]) == 4
+
+
 @pytest.mark.parametrize("process", (PROCESS, VE(), EDM(), Cosine(), FLOW), ids=repr)
 def test_caution_leaves_fine_smooth_grids_alone(process: GaussianProcess) -> None:
     """Of every named multistep solver, on the process's own grid and on equal steps of log-SNR."""

@@ -77,7 +77,8 @@ class Multistep(StepSolver):
     The order rises by one a step from the start. Where the weights of an order amplify more than `caution`
     times as much as on small equal steps (sum of their sizes over size of their sum), the next lower order is
     taken: where steps grow, as on every short grid that ends near the data, that is more accurate than the
-    full order. On a fine smooth grid it never happens.
+    full order. On a fine smooth grid it never happens. Nor, with a finite `caution`, is a step corrected that
+    is so long that the correction by eps would enlarge an error of the state rather than shrink it.
 
     Args:
         order: Values that the polynomial goes through.
@@ -195,6 +196,8 @@ class Multistep(StepSolver):
             return planned, []
         count = self.corrector_nodes(len(predict), past, len(times) - 1 - k)
         full = self._weights(k, line, grid, rule, 1, count)
+        if self.prediction == "noise" and abs(full[0]) > after.sigma and self.caution < math.inf:
+            return planned, []  # eps has slope 1/sigma in x at large noise: an error would feed on itself
         return planned, [a - b for a, b in zip_longest(full, [0.0, *predict], fillvalue=0.0)]
 
     def _weights(
