@@ -33,7 +33,7 @@ def fit_grid(
     t_span: tuple[float, float] | None = None,
     prior: str | Prior | None = None,
     candidates: int = 64,
-    sweeps: int = 24,
+    evaluations: int = 12_000,
     tolerance: float | None = None,
 ) -> FittedGrid:
     """Fit a grid of few steps to a model and a solver.
@@ -51,7 +51,7 @@ def fit_grid(
         t_span: (t_min, t_max) in place of the process's.
         prior: In place of the model's.
         candidates: See :func:`solvers.grid_search.fit_grid`; likewise the next two.
-        sweeps: Most passes of the descent; 0 leaves it out.
+        evaluations: About the most evaluations of the descent; 0 leaves it out.
         tolerance: Of the teacher.
 
     Returns:
@@ -79,7 +79,7 @@ def fit_grid(
         run.solver,
         t=run.span,
         candidates=candidates,
-        sweeps=sweeps,
+        evaluations=evaluations,
         tolerance=tolerance,
     )
 

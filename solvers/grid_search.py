@@ -39,7 +39,7 @@ def fit_grid(
     *,
     t: Span | None = None,
     candidates: int = 64,
-    sweeps: int = 24,
+    evaluations: int = 12_000,
     tolerance: float | None = None,
 ) -> FittedGrid:
     r"""Fit a grid of few steps to a model and a solver.
@@ -64,8 +64,8 @@ def fit_grid(
         t: (t_max, t_min) in place of the process's, in either order.
         candidates: Intervals between candidate times; as many evaluations, or their square for methods of
             several evaluations a step.
-        sweeps: Most passes over the nodes of each of the two, of up to 2 (steps - 1) solves; 0 takes dynamic
-            programming's grid as it is.
+        evaluations: About the most evaluations of the descent, each of all rows of x: enough for 10 steps,
+            all that time allows for 50; 0 takes dynamic programming's grid as it is.
         tolerance: Of the teacher; 1e-6 in float64, else 1e-5.
 
     Returns:
@@ -89,7 +89,7 @@ def fit_grid(
         >>> len(grid), grid.error < 0.9 * grid.default_error
         (7, True)
     """
-    solver, steps = _check(problem, solver, steps, candidates, sweeps), check_steps(steps)
+    solver, steps = _check(problem, solver, steps, candidates, evaluations), check_steps(steps)
     ends = (problem.process.t_max, problem.process.t_min) if t is None else (max(t), min(t))
     times = tuple(logistic_grid(problem.process, candidates, ends, _CLOCK).tolist())
     path = _teacher(problem, x, times, tolerance)
@@ -102,15 +102,16 @@ def fit_grid(
     default = tuple(default_grid(problem.process, steps, ends).tolist())
     nodes = best_path(jump_costs(solver, problem, path, times), steps)
     starts = [tuple(times[i] for i in nodes)]
-    if sweeps:
+    if evaluations:
         starts.append(min([default, *_named(problem, steps, ends)], key=error))
-    best = min((_descend(problem, start, error, sweeps) for start in starts), key=error)
+    solves = evaluations // (len(starts) * steps)
+    best = min((_descend(problem, start, error, solves) for start in starts), key=error)
     s = torch.tensor(best, dtype=torch.float64)
     alpha, sigma = (tuple(f(s).tolist()) for f in (problem.process.alpha, problem.process.sigma))
     return FittedGrid(best, alpha, sigma, repr(problem.process), repr(solver), error(best), error(default))
 
 
-def _check(problem: Any, solver: str | Solver, steps: Any, candidates: int, sweeps: int) -> StepSolver:
+def _check(problem: Any, solver: str | Solver, steps: Any, candidates: int, evaluations: int) -> StepSolver:
     solver = resolve(solver)
     if not isinstance(problem, SemiLinear) or not problem.deterministic:
         raise TypeError("a grid is fitted to a probability flow: give a SemiLinear problem with eta=0")
@@ -122,8 +123,8 @@ def _check(problem: Any, solver: str | Solver, steps: Any, candidates: int, swee
     solver.check(problem)
     if check_steps(candidates) < check_steps(steps):
         raise ValueError(f"candidates={candidates} are fewer than steps={steps}: give several times as many")
-    if sweeps != 0:
-        check_steps(sweeps)
+    if evaluations < 0:
+        raise ValueError(f"evaluations={evaluations} is negative: give a budget, or 0 for no descent")
     return solver
 
 
@@ -232,16 +233,17 @@ def _descend(
     problem: SemiLinear,
     grid: tuple[float, ...],
     error: Callable[[tuple[float, ...]], float],
-    sweeps: int,
+    solves: int,
 ) -> tuple[float, ...]:
     """Move one node at a time where that lowers the error; halve the moves when none does."""
     process = problem.process
     clock = torch.sigmoid(process.lam(torch.tensor(grid, dtype=torch.float64)) / _CLOCK).tolist()
     best, move = error(grid), _FIRST_MOVE
-    for _ in range(sweeps):
+    while solves > 0 and move >= _LAST_MOVE:
         improved = False
         for k in range(1, len(grid) - 1):
             for neighbour in (k - 1, k + 1):
+                solves -= 1
                 trial = clock[k] + move * (clock[neighbour] - clock[k])
                 time = float(process.time(_CLOCK * torch.logit(torch.tensor(trial, dtype=torch.float64))))
                 moved = (*grid[:k], time, *grid[k + 1 :])
@@ -250,6 +252,4 @@ def _descend(
                     break
         if not improved:
             move /= 2
-            if move < _LAST_MOVE:
-                break
     return grid

@@ -17,7 +17,8 @@ from PIL import Image
 
 import sdediff
 from sdediff import demo
-from sdediff.demo import report, table
+from sdediff.demo import table
+from sdediff.text import aligned
 
 FILES = [
     "likelihood.png",
@@ -132,7 +133,7 @@ def test_gaussian_has_the_training_moments() -> None:
 
 
 def test_columns_are_aligned() -> None:
-    text = report.aligned([("a", "b", "c", "d"), ("long", "b", "c", "1.25")])
+    text = aligned([("a", "b", "c", "d"), ("long", "b", "c", "1.25")], left=3)
     lines = text.splitlines()
     assert len({len(line) for line in lines}) == 1
     assert lines[2].startswith("long") and lines[0].endswith("   d")

@@ -241,14 +241,14 @@ def test_the_fit_is_never_worse_than_the_default_on_its_samples():
     """Also where dynamic programming alone is."""
     model = reference.eight_gaussians(dtype=F64).model(sdediff.VP())
     z = torch.randn(64, 2, generator=torch.Generator().manual_seed(0), dtype=F64)
-    alone = solvers.fit_grid(model.problem(), z, 5, "dpm++2m", candidates=24, sweeps=0)
+    alone = solvers.fit_grid(model.problem(), z, 5, "dpm++2m", candidates=24, evaluations=0)
     whole = solvers.fit_grid(model.problem(), z, 5, "dpm++2m", candidates=24)
     assert alone.error > alone.default_error and whole.error < 0.8 * whole.default_error
 
 
 def fitted():
     model = reference.eight_gaussians().model(sdediff.VP())
-    return model, sdediff.fit_grid(model, 4, "ddim", samples=32, candidates=16, sweeps=2)
+    return model, sdediff.fit_grid(model, 4, "ddim", samples=32, candidates=16, evaluations=400)
 
 
 def test_a_fitted_grid_goes_wherever_a_grid_does():

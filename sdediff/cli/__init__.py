@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "train a model on the rows of a file",
     "sample": "draw samples of a trained model",
     "logprob": "log-likelihoods of the rows of a file, with their errors",
+    "bench": "compare solvers on a model: error against evaluations and seconds",
     "doctor": "what is installed here, and whether it computes what it should",
 }
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130

@@ -20,6 +20,7 @@ from sdediff.demo import density, pictures, report, table
 from sdediff.model import DiffusionModel
 from sdediff.networks import MLP
 from sdediff.processes import VP
+from sdediff.text import machine
 from sdediff.training import Cosine, fit
 
 __all__ = ["Settings", "run"]
@@ -95,7 +96,7 @@ def run(
         "training": training,
         "samples": rows,
         "likelihood": densities,
-        "ran_on": report.machine(),
+        "ran_on": machine(),
         "seconds": round(time.perf_counter() - began, 1),
     }
     print("\n" + report.text(result), flush=True)

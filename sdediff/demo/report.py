@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import textwrap
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sdediff import files
 from sdediff.data.digits import Split
+from sdediff.text import aligned, markdown
 
 _HEAD = ("solver", "of", "setting", "NFE", "seconds", "energy distance", "/ floor", "to nearest train")
 _LEFT = 3  # columns of words
@@ -30,17 +27,6 @@ def describe_split(split: Split) -> str:
         f"8x8 handwritten digits of scikit-learn, 17 grey levels: {sum(n.values())} images, "
         f"{n['train']} to train on, {n['validation']} to validate, {n['held_out']} held out"
     )
-
-
-def machine() -> dict[str, Any]:
-    """What this ran on."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "platform": f"{platform.system()} {platform.machine()}",
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-    }
 
 
 def cells(result: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -61,24 +47,6 @@ def cells(result: dict[str, Any]) -> list[tuple[str, ...]]:
             for r in result["samples"]["rows"]
         ),
     ]
-
-
-def aligned(rows: list[tuple[str, ...]]) -> str:
-    """Rows in columns of equal width."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            c.ljust(w) if i < _LEFT else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
-
-
-def markdown(rows: list[tuple[str, ...]]) -> str:
-    """Rows as a Markdown table."""
-    rule = ["---" if i < _LEFT else "---:" for i in range(len(rows[0]))]
-    return "\n".join("| " + " | ".join(row) + " |" for row in (rows[0], rule, *rows[1:]))
 
 
 def notes(result: dict[str, Any]) -> list[str]:
@@ -124,7 +92,7 @@ def ran_on(result: dict[str, Any]) -> str:
 
 def text(result: dict[str, Any]) -> str:
     """The report for the terminal."""
-    table = aligned(cells(result))
+    table = aligned(cells(result), _LEFT)
     width = table.index("\n")
     return "\n\n".join([table, *(textwrap.fill(note, width) for note in [*notes(result), ran_on(result)])])
 
@@ -137,7 +105,7 @@ def write(folder: Path, result: dict[str, Any]) -> None:
         f"8x8 handwritten digits of scikit-learn: {n['train']} to train on, {n['validation']} to validate, "
         f"{n['held_out']} held out. {t['parameters']:,} parameters, {t['steps']} steps, validation loss "
         f"{t['validation_loss']:.4f}.",
-        markdown(cells(result)),
+        markdown(cells(result), _LEFT),
         *notes(result),
         ran_on(result),
         *(f"![{name}]({name}.png)" for name in ("samples", "trajectories", "likelihood")),
