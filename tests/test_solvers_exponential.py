@@ -547,6 +547,7 @@ def test_churn_keeps_the_law_of_a_gaussian() -> None:
     (
         (lambda: solvers.ExponentialAdamsBashforth(0), ValueError, "order=0 .* from 1 to 8"),
         (lambda: solvers.UniPC(2.5), ValueError, "order=2.5 .* from 1 to 8"),
+        (lambda: solvers.DEIS(8), ValueError, "degree=8 .* from 1 to 7"),
         (lambda: solvers.UniPC(2, "bh3"), ValueError, 'give "bh1" or "bh2"'),
         (lambda: solvers.ExponentialAdamsBashforth(2, "score"), ValueError, 'give "data" or "noise"'),
         (lambda: solvers.ExponentialAdamsBashforth(2, corrected="some"), ValueError, '"start" or "all"'),

@@ -35,6 +35,9 @@ class DEIS(Multistep):
         caution: See :class:`Multistep`; inf keeps the full order on every grid.
         published: Leave the first steps uncorrected, as published; of order 2 then.
 
+    Raises:
+        ValueError: If an argument is not one of these.
+
     References:
         Zhang & Chen (2022), arXiv 2204.13902, section 3, tAB-DEIS (their Psi(s, t) is
         alpha_s/alpha_t, their L is sigma).
@@ -45,6 +48,8 @@ class DEIS(Multistep):
     """
 
     def __init__(self, degree: int = 3, caution: float = 1.25, published: bool = False) -> None:
+        if isinstance(degree, bool | str) or degree not in range(1, 8):
+            raise ValueError(f"degree={degree!r} is none of DEIS: give a whole number from 1 to 7")
         super().__init__(degree + 1, "noise", "none" if published else "start", caution)
         self.orders = Orders(ode=min(degree + 1, 2 if published else 3))
 
