@@ -376,6 +376,23 @@ def test_from_infinite_noise(make: Make, eta: float) -> None:
     assert torch.isfinite(x).all()
 
 
+class FromData(ToTheEnd):
+    """The same down to t = 0, where sigma = 0 and lam = inf."""
+
+    t_min = 0.0
+
+
+@every
+@pytest.mark.parametrize("eta", (0.0, 1.0))
+def test_to_no_noise(make: Make, eta: float) -> None:
+    """The last step ends on the denoised value itself."""
+    problem = solvers.SemiLinear(FromData(), lambda t, x: torch.full_like(x, 0.7), eta)
+    grid = torch.linspace(0.9, 0.0, 7, dtype=F64).tolist()
+    m, v = end_law(make(), problem, (0.07, 0.81), grid)
+    assert m == pytest.approx(0.7, rel=1e-13)
+    assert v == 0
+
+
 def _floats(process: ToTheEnd) -> Any:
     """The process for a denoiser that calls it with floats."""
 

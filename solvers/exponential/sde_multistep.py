@@ -51,10 +51,11 @@ class DPMSolverPP3MSDE(DPMSolverPP3M):
     with the Newton form :math:`D_t + D^{(1)}u + D^{(2)}u^2` of the parabola through the last three values and
     the exact moments :math:`M_j = \int_0^1 \rho h\,e^{-\rho h(1-u)}u^j\,du`, :math:`\rho = 1+\eta^2`.
 
-    k-diffusion's code has half of M_2, which makes it order 2 at eta = 0 (``published=True`` is that method);
-    diffusers' third-order "sde-dpmsolver++" has the wrong sign in it besides, :math:`M_2/2 - 1` in place of
-    :math:`M_2`, which leaves order 1 only. ODE order 3, strong order 1, weak order 2: of noise, the values at
-    past steps tell nothing of a third order. One evaluation a step.
+    k-diffusion's code has half of M_2, which makes it order 2 at eta = 0 (``published=True`` is that method
+    but for the second step, which it takes with the exact M_1 and this class as DPM-Solver++(2M)); diffusers'
+    third-order "sde-dpmsolver++" has the wrong sign in it besides, :math:`M_2/2 - 1` in place of :math:`M_2`,
+    which leaves order 1 only. ODE order 3, strong order 1, weak order 2: of noise, the values at past steps
+    tell nothing of a third order. One evaluation a step.
 
     Args:
         caution: See :class:`Multistep`; inf keeps the full order on every grid.

@@ -108,8 +108,10 @@ class Singlestep(StepSolver):
         Each part adds the noise of its own exact law, which the later ones damp.
         """
         eta, end = points[0].eta, points[i + 1]
-        parts = [data_form(a, b, eta).noise for a, b in pairwise(points[: i + 2])]
-        return tuple(data_form(b, end, eta).keep * part for b, part in zip(points[1:], parts, strict=False))
+        *earlier, last = (data_form(a, b, eta).noise for a, b in pairwise(points[: i + 2]))
+        # Where sigma = 0 at the end there is the last part only.
+        damped = (data_form(b, end, eta).keep * part for b, part in zip(points[1:], earlier, strict=False))
+        return (*damped, last)
 
     def step(self, problem: Problem, t: float, t_next: float, x: Tensor, state: Any, noise: Noise) -> Step:
         assert isinstance(problem, SemiLinear)
