@@ -242,6 +242,8 @@ class BrownianPath:
         w, area = self._unit(cell)
         done_w, done_a = torch.zeros_like(w), torch.zeros_like(w)
         h, levels = 1.0, _levels(ticks, part)
+        if not levels and not isinstance(part, Tensor):
+            return done_w, done_a
         for z, n, right in self._bridges(cell, ticks, levels):
             odd, even = torch.add(z, area, alpha=1.5), torch.sub(0.25 * area, z, alpha=0.5)
             left, h = torch.add(odd, w, alpha=0.5), h / 2
