@@ -182,6 +182,38 @@ def test_flat_and_published_moments() -> None:
     assert math.log2(apart[0] / apart[2]) / 2 > 1.85
 
 
+@pytest.fixture(scope="module")
+def flow() -> Tensor:
+    """The probability flow of the blurred signs, to 1e-11, by its own account."""
+    coarse, fine = (
+        run(solvers.RungeKutta4(), signs(), torch.linspace(*SPAN, n + 1, dtype=F64)) for n in (400, 800)
+    )
+    torch.testing.assert_close(coarse, fine, rtol=0, atol=1e-10)
+    return fine
+
+
+ORDERED: dict[str, Make] = {
+    **{
+        f"sa-{p}-{q}": lambda p=p, q=q: solvers.SASolver(p, q)  # type: ignore[misc]
+        for p, q in ((1, 0), (3, 0), (1, 1), (3, 1), (1, 2), (2, 2), (3, 2), (2, 3), (3, 4))
+    },
+    "sa-flat": lambda: solvers.SASolver(2, 2, "flat"),
+    "dpm++3m-sde, published": lambda: solvers.DPMSolverPP3MSDE(published=True),
+}
+
+
+@pytest.mark.parametrize("make", ORDERED.values(), ids=ORDERED)
+def test_ode_orders_of_members_without_a_name(make: Make, flow: Tensor) -> None:
+    """Those with a name are measured in tests/test_solvers_order.py."""
+    stated, errors = make().orders.ode, []
+    for n in (160, 320, 640) if stated == 1 else (80, 160, 320):
+        errors.append(
+            float((run(make(), signs(), torch.linspace(*SPAN, n + 1, dtype=F64)) - flow).abs().max())
+        )
+    observed = [math.log2(a / b) for a, b in pairwise(errors)]
+    assert stated is not None and stated - 0.15 <= max(observed) <= stated + 1.2, observed
+
+
 # -- laws -----------------------------------------------------------------------------------------------
 
 
