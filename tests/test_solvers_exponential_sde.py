@@ -182,6 +182,24 @@ def test_flat_and_published_moments() -> None:
     assert math.log2(apart[0] / apart[2]) / 2 > 1.85
 
 
+@pytest.mark.parametrize("scale", solvers.NOISE_SCALES)
+def test_er_sde_is_the_formula_of_its_paper(scale: str) -> None:
+    """The second order, whose difference is the slope of the line: its integral by a fine trapezoidal sum."""
+    grid, phi, solver = uneven(9).tolist(), solvers.NOISE_SCALES[scale], solvers.ERSDE(2, scale, INF)
+    plan = solver.begin(signs(1.0).tabulate(grid), tuple(grid)).plan
+    s = [float(PROCESS.sigma(t) / PROCESS.alpha(t)) for t in grid]
+    for k in range(1, 9):
+        r = torch.linspace(s[k + 1], s[k], 20001, dtype=F64)
+        ends = phi(torch.tensor(s[k : k + 2], dtype=F64))
+        ratio, alpha = float(ends[1] / ends[0]), float(PROCESS.alpha(grid[k + 1]))
+        slope = (s[k + 1] - s[k] + float(ends[1] * torch.trapezoid(1 / phi(r), r))) / (s[k] - s[k - 1])
+        assert plan[k].keep == pytest.approx(alpha / float(PROCESS.alpha(grid[k])) * ratio, rel=1e-12)
+        assert plan[k].predict == pytest.approx([alpha * (1 - ratio + slope), -alpha * slope], rel=1e-6)
+        assert plan[k].noise == pytest.approx(
+            alpha * math.sqrt(s[k + 1] ** 2 - (s[k] * ratio) ** 2), rel=1e-9
+        )
+
+
 @pytest.fixture(scope="module")
 def flow() -> Tensor:
     """The probability flow of the blurred signs, to 1e-11, by its own account."""
