@@ -488,6 +488,25 @@ class _Denoiser:
         out = self.model._call(z, c_in, c_noise, cond)
         return combination(a + b * c_skip, z, b * c_out, out)
 
+    def blends(
+        self, t: Tensor, a: Tensor, b: Tensor, scale: Tensor, y: Tensor, cond: Condition = None
+    ) -> Callable[[int, Tensor, Tensor | None], Tensor]:
+        """``(stage, y, out) -> a y + b D(t, scale y)``; t and the factors (S, B), float64.
+
+        What an adaptive step needs at all its stages is computed at once: a stage is one call of the network
+        and three kernels.
+        """
+        c_skip, c_out, c_in, c_noise = self.model.coefficients(t)
+        shape, levels = (*t.shape, *(1,) * (y.ndim - 1)), c_noise.to(y.dtype)
+        factors = (torch.addcmul(a, c_skip * scale, b), b * c_out, scale * c_in)
+        p, r, s = (v.to(y.dtype).view(shape) for v in factors)
+
+        def blend(stage: int, y: Tensor, out: Tensor | None) -> Tensor:
+            network = self.model._call(y * s[stage], 1.0, levels[stage], cond)
+            return torch.addcmul(torch.mul(y, p[stage], out=out), r[stage], network, out=out)
+
+        return blend
+
     def _at(self, t: Time, z: Tensor) -> tuple[Any, ...]:
         """The preconditioning: floats and a level (B,) of z's kind, or float64 tensors of t's shape."""
         if isinstance(t, Tensor):

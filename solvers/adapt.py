@@ -3,103 +3,209 @@ r"""The adaptive loop. There is one; time, step, acceptance, status and cost are
 A step is accepted where the root mean square over the sample's own components of
 ``error / (atol + rtol max(|x|, |x_new|))`` is at most 1. Steps follow the PI controller of Hairer & Wanner
 (1996), Solving ODEs II, section IV.2, with exponents 0.7/p and 0.4/p; the first step is that of Hairer,
-Norsett & Wanner (1993), Solving ODEs I, section II.4. Finished and failed samples leave the batch at once.
+Norsett & Wanner (1993), Solving ODEs I, section II.4. Finished samples leave the batch once they are an
+eighth of it, failed ones at once.
+
+A step's slopes are kept as increments h k_i, the rows of one buffer, so that a stage is one matrix-vector
+product; where autograd records the solve they are separate tensors, since a graph may not be written over.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .problems import Problem, expand, take
-from .runge_kutta import AdaptiveRungeKutta, combine, stages
-from .solution import Solution, Status
+from .active import Gathered, Rows, outcome, propose, rms, tolerance, wide
+from .problems import ODE, Problem, expand, take
+from .runge_kutta import AdaptiveRungeKutta
+from .solution import Solution
 from .solver import Request
+from .tableaus import Tableau
 
 _INSIDE = 0.5 + 0.5 / math.sqrt(3)  # a maximum of |u (1 - u) (1 - 2u)|
 _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 10.0
+_IDLE = 8  # finished samples stay until they are one in so many
+#: ``(i, y, out) -> h k`` of the step's stage i at y, written to `out` where that is a tensor.
+Slopes = Callable[[int, Tensor, "Tensor | None"], Tensor]
 
 
 @dataclass
-class _Active:
-    """The samples still under way: one row each."""
+class _Active(Rows):
+    """The samples still in the batch; t_next is what decides, so that the end is hit exactly."""
 
-    row: Tensor
-    t: Tensor
-    t_next: Tensor
-    x: Tensor
-    slope: Tensor
-    ratio: Tensor
-    nfe: Tensor
+    h: Tensor  # t_next - t
+    first: Tensor  # increment h k_1 of the step now tried
+    memory: Tensor  # log of the last accepted error ratio
     accepted: Tensor
-    rejected: Tensor
+    tried: Tensor
+    status: Tensor  # -1 while the sample goes on
     error: Tensor
 
-    @property
-    def h(self) -> Tensor:
-        """The step now tried; t_next is what is stored, so that the end is hit exactly."""
-        return self.t_next - self.t
 
-    def select(self, keep: Tensor) -> _Active:
-        return _Active(**{f.name: getattr(self, f.name)[keep] for f in fields(self)})
+class _Increments:
+    """The increments h k_i of a step, and sums of them."""
+
+    def __init__(self, tableau: Tableau, x: Tensor, extra: bool, recorded: bool) -> None:
+        self.stages = len(tableau.b) + (len(tableau.extra) if extra else 0)
+        self.rows: list[Tensor] = []
+        self.buffer = None if recorded else x.new_empty((self.stages, *x.shape))
+
+    def shrink(self, rows: int) -> None:
+        """Serve fewer samples."""
+        if self.buffer is not None:
+            shape = (self.stages, rows, *self.buffer.shape[2:])
+            self.buffer = self.buffer.flatten()[: math.prod(shape)].view(shape)
+
+    def start(self, first: Tensor) -> None:
+        if self.buffer is None:
+            self.rows = [first]
+        else:
+            self.buffer[0].copy_(first)
+
+    def add(self, slopes: Slopes, stage: int, y: Tensor) -> None:
+        """Evaluate a stage (1, 2, ...) at y."""
+        if self.buffer is None:
+            self.rows.append(slopes(stage - 1, y, None))
+        else:
+            slopes(stage - 1, y, self.buffer[stage])
+
+    def __getitem__(self, stage: int) -> Tensor:
+        return self.rows[stage] if self.buffer is None else self.buffer[stage]
+
+    def all(self, count: int) -> Tensor:
+        """The first increments, (count, B, *E)."""
+        return torch.stack(self.rows[:count]) if self.buffer is None else self.buffer[:count]
+
+    def sum(self, weights: Tensor, x: Tensor | None = None) -> Tensor:
+        """Add to x (or to 0) the weighted sum of the first increments, one a weight."""
+        used = self.all(len(weights))
+        matrix = used.reshape(len(weights), -1).T
+        total = torch.mv(matrix, weights) if x is None else torch.addmv(x.reshape(-1), matrix, weights)
+        return total.view(used.shape[1:])
+
+
+class _Method:
+    """A tableau's coefficients as tensors like the state."""
+
+    def __init__(self, solver: AdaptiveRungeKutta, x: Tensor, request: Request) -> None:
+        self.solver, self.saving = solver, request.save_at is not None
+        tableau = self.tableau = solver.tableau.closed
+        assert tableau.dense is not None
+        stages = len(tableau.b)
+        extra = tableau.extra if self.saving else ()
+        self.rows = [x.new_tensor(row) for row in (*tableau.a, *extra)]
+        nodes = (*tableau.c, *tableau.nodes[stages:]) if self.saving else tableau.c
+        self.nodes = torch.tensor(nodes[1:], dtype=wide(x), device=x.device)[:, None]
+        self.ends = [i for i, node in enumerate(nodes[1:]) if node == 1.0]
+        self.error = x.new_tensor(tableau.b_error)
+        self.error_low = None if tableau.b_error_low is None else x.new_tensor(tableau.b_error_low)
+        self.per_step = len(nodes) - 1 + (self.saving and request.dual is not None)
+
+    def times(self, active: _Active) -> Tensor:
+        """Times of the stages after the first, (S, B); exactly t_next where the node is 1."""
+        times = torch.addcmul(active.t, self.nodes, active.h)
+        for i in self.ends:
+            times[i] = active.t_next
+        return times
+
+    def ratio(self, k: _Increments, x: Tensor, x_new: Tensor) -> Tensor:
+        """The step's error over its tolerance, (B,), in wide precision."""
+        with torch.no_grad():
+            scale = tolerance(x, x_new, self.solver)
+            ratio = rms(k.sum(self.error).div_(scale))
+            if self.error_low is not None:
+                low = rms(k.sum(self.error_low).div_(scale))
+                ratio = ratio / torch.sqrt(1 + 0.01 * (low / ratio).square())
+            return ratio
 
 
 def adapt(solver: AdaptiveRungeKutta, problem: Problem, x: Tensor, request: Request) -> Solution:
     """Solve each sample with steps of its own."""
     start, end = request.times
-    active = _begin(solver, problem, x, start, end)
-    result = _Result(x, start, request)
-    min_step = solver.min_step * abs(end - start)
+    method = _Method(solver, x, request)
+    active = _begin(method, problem, x, start, end)
+    recorded = torch.is_grad_enabled() and (x.requires_grad or active.first.requires_grad)
+    k = _Increments(method.tableau, x, method.saving, recorded)
+    result = _Result(x, start, request, method.tableau)
+    min_step, tries, gone = solver.min_step * abs(end - start), 0, 0
+    last = len(method.tableau.b) - 1
     while len(active.row):
-        k = stages(solver.tableau, problem, active.t, active.t_next, active.x, first=active.slope)
-        wide = expand(active.h, x)
-        x_new = combine(active.x, wide, solver.tableau.b, k)
-        local = combine(torch.zeros_like(x_new), wide, solver.tableau.b_error or (), k)
-        ratio = _norm(local, active.x, x_new, solver)
+        slopes = _slopes(problem, method.times(active), active.h, active.x)
+        k.start(active.first)
+        y = active.x
+        for stage in range(1, last + 1):  # the last stage is at the end of the step
+            y = k.sum(method.rows[stage], active.x)
+            k.add(slopes, stage, y)
+        ratio = method.ratio(k, active.x, y)
         accept = ratio <= 1  # False for NaN
-        last = k[-1] if solver.tableau.fsal else problem.velocity(active.t_next, x_new)
-        k = k[:-1] if solver.tableau.fsal else k
+        if gone:
+            accept = accept & (active.status < 0)
+        if method.saving:
+            for stage in range(last + 1, k.stages):
+                k.add(slopes, stage, k.sum(method.rows[stage], active.x))
         if request.dual is not None:
-            error = _functional_error(solver, problem, request, active, [*k, last], local)
+            error = _functional_error(method, problem, request, active, k)
             active.error = active.error + torch.where(accept, error, 0.0)
-        result.save(active, accept, [*k, last], solver.tableau.closed.dense or ())
-        _advance(active, solver, accept, ratio, x_new, last, end)
-        status = _status(active, ratio, min_step, solver.max_nfe, end)
-        done = status >= 0
-        if bool(done.any()):
-            result.finish(active, status, done)
+        result.save(active, accept, k, y)
+        _advance(active, method, accept, ratio, y, k, end)
+        tries += 1
+        ended = active.h.abs() <= min_step
+        spent = 2 + tries * method.per_step >= solver.max_nfe
+        count = int(torch.count_nonzero(ended))
+        if count == gone and not spent:
+            continue
+        _settle(active, ended, spent, ratio, tries, end)
+        done = active.status >= 0
+        gone = int(torch.count_nonzero(done))
+        if spent or gone * _IDLE >= len(done) or bool((active.status > 0).any()):
+            result.leave(active, done, method.per_step)
             keep = (~done).nonzero().flatten()
-            active, problem = active.select(keep), take(problem, keep)
-    return result.solution()
+            active, problem, gone = active.select(keep), take(problem, keep), 0
+            k.shrink(len(keep))
+    return result.solution(path=result.path)
 
 
-def _begin(solver: AdaptiveRungeKutta, problem: Problem, x: Tensor, start: float, end: float) -> _Active:
-    wide = torch.float32 if x.device.type == "mps" else torch.float64
-    t = torch.full((len(x),), start, dtype=wide, device=x.device)
+def _slopes(problem: Any, times: Tensor, h: Tensor, x: Tensor) -> Slopes:
+    """Slopes at the times of a step's stages (S, B), times h (B,)."""
+    prepared = getattr(problem, "slopes", None)
+    if prepared is not None:
+        return prepared(times, h, x)
+    if isinstance(problem, ODE):
+        times = times.to(x.dtype)
+    step = expand(h.to(x.dtype), x)
+    return lambda stage, y, out: torch.mul(problem.velocity(times[stage], y), step, out=out)
+
+
+def _begin(method: _Method, problem: Problem, x: Tensor, start: float, end: float) -> _Active:
+    t = torch.full((len(x),), start, dtype=wide(x), device=x.device)
     slope = problem.velocity(t, x)
-    t_next = _propose(t, _first_step(solver, problem, t, x, slope, end), end)
-    nfe, zero = (torch.full((len(x),), n, device=x.device) for n in (2, 0))
-    row = torch.arange(len(x), device=x.device)
-    return _Active(row, t, t_next, x, slope, torch.ones_like(t), nfe, zero, zero, x.new_zeros(len(x)))
+    t_next = propose(t, _first_step(method, problem, t, x, slope, end), end)
+    h = t_next - t
+    row, zero = torch.arange(len(x), device=x.device), torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    first = slope * expand(h.to(x.dtype), x)
+    memory, error = torch.zeros_like(t), x.new_zeros(len(x))
+    return _Active(row, t, t_next, x, h, first, memory, zero, zero, zero - 1, error)
 
 
-def _first_step(
-    solver: AdaptiveRungeKutta, problem: Problem, t: Tensor, x: Tensor, slope: Tensor, end: float
-) -> Tensor:
+def _first_step(method: _Method, problem: Problem, t: Tensor, x: Tensor, slope: Tensor, end: float) -> Tensor:
     span = end - float(t[0])
-    size, speed = _norm(x, x, x, solver), _norm(slope, x, x, solver)
+    scale = tolerance(x.detach(), x.detach(), method.solver)
+    size, speed = (rms(v.detach() / scale) for v in (x, slope))
     guess = torch.where((size < 1e-5) | (speed < 1e-5), 1e-6, 0.01 * size / speed).clamp(max=abs(span))
     guess = torch.nan_to_num(guess, nan=1e-6 * abs(span))
     signed = math.copysign(1.0, span) * guess
     probe = (t + signed).clamp(min(float(t[0]), end), max(float(t[0]), end))
-    ahead = problem.velocity(probe, combine(x, expand(signed, x), (1.0,), [slope]))
-    bend = torch.nan_to_num(_norm(ahead - slope, x, x, solver) / guess, nan=math.inf)
+    with torch.no_grad():
+        ahead = problem.velocity(probe, torch.addcmul(x, expand(signed.to(x.dtype), x), slope))
+    bend = torch.nan_to_num(rms((ahead - slope.detach()) / scale) / guess, nan=math.inf)
     steep = torch.maximum(speed, bend)
-    step = torch.where(steep <= 1e-15, (1e-3 * guess).clamp(min=1e-6), (0.01 / steep) ** (1 / solver.order))
+    order = method.solver.order
+    step = torch.where(steep <= 1e-15, (1e-3 * guess).clamp(min=1e-6), (0.01 / steep) ** (1 / order))
     # NaN or an infinite slope: a small first step, whose rejection then says so.
     step = torch.nan_to_num(torch.minimum(100 * guess, step), nan=0.0).clamp(
         min=1e-6 * abs(span), max=abs(span)
@@ -108,12 +214,7 @@ def _first_step(
 
 
 def _functional_error(
-    solver: AdaptiveRungeKutta,
-    problem: Problem,
-    request: Request,
-    active: _Active,
-    k: list[Tensor],
-    local: Tensor,
+    method: _Method, problem: Problem, request: Request, active: _Active, k: _Increments
 ) -> Tensor:
     r"""Error that a step adds to the functional whose gradient is `request.dual`, (B,).
 
@@ -124,88 +225,73 @@ def _functional_error(
     interpolation moves the drift by, which is of the same order. One more evaluation a step.
     """
     assert request.dual is not None
-    dual = request.dual(active.t, active.x, k[0])
-    error = (dual * local).flatten(1).sum(dim=1).abs()
-    if request.save_at is None:
+    x, step = active.x, expand(active.h.to(active.x.dtype), active.x)
+    dual = request.dual(active.t, x, k[0] / step)
+    error = (dual * k.sum(method.error)).flatten(1).sum(dim=1).abs()
+    if not method.saving:
         return error
-    rows = solver.tableau.closed.dense or ()
-    weights = tuple(sum(c * _INSIDE**j for j, c in enumerate(row, 1)) for row in rows)
-    rates = tuple(sum(j * c * _INSIDE ** (j - 1) for j, c in enumerate(row, 1)) for row in rows)
-    t = active.t + _INSIDE * active.h
-    x = combine(active.x, expand(active.h, active.x), weights, k)
-    slope = problem.velocity(t, x)
-    defect = combine(-slope, 1.0, rates, k)
-    active.nfe = active.nfe + 1
-    rest = ((request.dual(t, x, slope) - dual) * defect).flatten(1).sum(dim=1)
-    return error + 2 * (active.h.to(rest) * rest).abs()
-
-
-def _norm(value: Tensor, x: Tensor, x_new: Tensor, solver: AdaptiveRungeKutta) -> Tensor:
-    """Root mean square of value / tolerance over each sample's own components, (B,)."""
-    with torch.no_grad():
-        scale = torch.maximum(x.abs(), x_new.abs()).mul_(solver.rtol).add_(solver.atol)
-        rms = (value / scale).flatten(1).square().mean(dim=1).sqrt_()
-        return rms if x.device.type == "mps" else rms.double()
+    rows = method.tableau.dense or ()
+    weights = [sum(c * _INSIDE**j for j, c in enumerate(row, 1)) for row in rows]
+    rates = [sum(j * c * _INSIDE ** (j - 1) for j, c in enumerate(row, 1)) for row in rows]
+    t = torch.addcmul(active.t, active.h, torch.full_like(active.h, _INSIDE))
+    inside = k.sum(x.new_tensor(weights), x)
+    slope = problem.velocity(t, inside)
+    defect = k.sum(x.new_tensor(rates)) - slope * step
+    rest = ((request.dual(t, inside, slope) - dual) * defect).flatten(1).sum(dim=1)
+    return error + 2 * rest.abs()
 
 
 def _advance(
     active: _Active,
-    solver: AdaptiveRungeKutta,
+    method: _Method,
     accept: Tensor,
     ratio: Tensor,
     x_new: Tensor,
-    last: Tensor,
+    k: _Increments,
     end: float,
 ) -> None:
     """Take the accepted steps and propose the next ones."""
-    order = solver.order
-    # The PI memory is the last accepted error; after a rejection the step must not grow.
-    growth = _SAFETY * ratio.clamp(min=1e-10) ** (-0.7 / order) * active.ratio ** (0.4 / order)
-    growth = torch.nan_to_num(growth, nan=_SHRINK).clamp(_SHRINK, _GROW)
-    growth = torch.where(accept, growth, growth.clamp(max=_SAFETY))
-    active.x = torch.where(expand(accept, x_new), x_new, active.x)
-    active.slope = torch.where(expand(accept, x_new), last, active.slope)
-    active.ratio = torch.where(accept, ratio.clamp(min=1e-4), active.ratio)
-    active.nfe = active.nfe + len(solver.tableau.b) - (1 if solver.tableau.fsal else 0)
-    active.accepted, active.rejected = active.accepted + accept, active.rejected + ~accept
-    step = active.h * growth
+    order = method.solver.order
+    # The PI memory is the last accepted error, at most 1, so a rejected step does not grow.
+    log = torch.nan_to_num(ratio, nan=1e30, posinf=1e30).clamp_(min=1e-10).log_()
+    growth = torch.mul(active.memory, 0.4 / order).add_(log, alpha=-0.7 / order).exp_().mul_(_SAFETY)
+    step = growth.clamp_(_SHRINK, _GROW).mul_(active.h)
+    active.memory = torch.where(accept, log.clamp_(min=math.log(1e-4)), active.memory)
+    active.accepted = active.accepted + accept
     active.t = torch.where(accept, active.t_next, active.t)
-    active.t_next = _propose(active.t, step, end)
+    active.t_next = propose(active.t, step, end)
+    h = active.t_next - active.t
+    scale = torch.nan_to_num(h / active.h, nan=0.0)  # 0/0 of finished samples
+    active.h, taken = h, expand(accept, x_new)
+    active.x = torch.where(taken, x_new, active.x)
+    last = len(method.tableau.b) - 1
+    active.first = torch.where(taken, k[last], k[0]) * expand(scale.to(x_new.dtype), x_new)
 
 
-def _propose(t: Tensor, step: Tensor, end: float) -> Tensor:
-    """Time after a step: the end where the step would reach it, half-way where it would leave a sliver."""
-    remaining = end - t
-    halved = torch.where(2 * step.abs() > remaining.abs(), remaining / 2, step)
-    return torch.where(step.abs() >= remaining.abs(), end, t + halved)
+def _settle(active: _Active, ended: Tensor, spent: bool, ratio: Tensor, tries: int, end: float) -> None:
+    """Note the status of the samples that have come to an end."""
+    status = outcome(active, ended, spent, ratio, end)
+    new = (active.status < 0) & (status >= 0)
+    active.status = torch.where(new, status, active.status)
+    active.tried = torch.where(new, tries, active.tried)
 
 
-def _status(active: _Active, ratio: Tensor, min_step: float, max_nfe: int, end: float) -> Tensor:
-    """Status of each row, -1 while it goes on."""
-    status = torch.full_like(active.row, -1)
-    status = torch.where(active.nfe >= max_nfe, int(Status.MAX_NFE), status)
-    small = active.h.abs() < min_step
-    status = torch.where(small, int(Status.STEP_TOO_SMALL), status)
-    status = torch.where(small & ~torch.isfinite(ratio), int(Status.NON_FINITE), status)
-    return torch.where(active.t == end, int(Status.OK), status)
+class _Result(Gathered):
+    """Final states, and those at the times asked for."""
 
-
-class _Result:
-    """Where samples that leave the batch are put down."""
-
-    def __init__(self, x: Tensor, start: float, request: Request) -> None:
-        self.x, self.estimates = x.clone(), request.dual is not None
-        self.values: dict[str, Tensor] = {}
-        save_at = request.save_at
-        self.save_at = (
-            None if save_at is None else torch.tensor(save_at, dtype=torch.float64, device=x.device)
-        )
+    def __init__(self, x: Tensor, start: float, request: Request, tableau: Tableau) -> None:
+        super().__init__(x)
+        self.estimates = request.dual is not None
+        save_at, kind = request.save_at, wide(x)
+        self.save_at = None if save_at is None else torch.tensor(save_at, dtype=kind, device=x.device)
         self.path = None
         if self.save_at is not None:
             self.path = x.new_full((len(self.save_at), *x.shape), math.nan)
             self.path[self.save_at == start] = x
+            self.dense = torch.tensor(tableau.dense, dtype=kind, device=x.device).T
+            self.powers = torch.arange(1, len(self.dense) + 1, device=x.device)
 
-    def save(self, active: _Active, accept: Tensor, k: list[Tensor], rows: tuple[Any, ...]) -> None:
+    def save(self, active: _Active, accept: Tensor, k: _Increments, x_new: Tensor) -> None:
         """Interpolate at the times asked for that the accepted steps have just covered."""
         if self.save_at is None or self.path is None:
             return
@@ -213,27 +299,25 @@ class _Result:
         when, who = ((theta > 0) & (theta <= 1) & accept).nonzero(as_tuple=True)
         if not len(when):
             return
-        at = theta[when, who].to(self.path.dtype)
-        x, h = active.x[who], expand(active.h[who].to(self.path.dtype), active.x)
-        powers = at[:, None] ** torch.arange(1, len(rows[0]) + 1, device=at.device)
-        weights = powers @ torch.tensor(rows, dtype=at.dtype, device=at.device).T
-        value = x + h * sum(expand(weights[:, i], x) * k[i][who] for i in range(len(k)) if any(rows[i]))
+        at = theta[when, who][:, None]
+        weights = (at**self.powers @ self.dense).to(x_new.dtype).T
+        rows = k.all(k.stages)[:, who].flatten(2)
+        value = active.x[who] + (weights[..., None] * rows).sum(dim=0).view_as(active.x[who])
+        value = torch.where(expand(at[:, 0] == 1, value), x_new[who], value)
         if value.requires_grad:
             self.path = self.path.index_put((when, active.row[who]), value)
         else:
             self.path.index_put_((when, active.row[who]), value)
 
-    def finish(self, active: _Active, status: Tensor, done: Tensor) -> None:
-        rows = active.row[done]
-        self.x = self.x.index_put((rows,), active.x[done])
-        for name, value in {
-            "status": status,
-            **{n: getattr(active, n) for n in ("t", "nfe", "accepted", "rejected", "error")},
-        }.items():
-            whole = self.values.setdefault(name, value.new_zeros(len(self.x)))
-            self.values[name] = whole.index_put((rows,), value[done])
-
-    def solution(self) -> Solution:
-        if not self.estimates:
-            self.values.pop("error", None)
-        return Solution(self.x, path=self.path, **self.values)
+    def leave(self, active: _Active, done: Tensor, per_step: int) -> None:
+        """Put down the samples that are done."""
+        error = {"error": active.error} if self.estimates else {}
+        self.finish(
+            active,
+            done,
+            status=active.status,
+            nfe=2 + per_step * active.tried,
+            accepted=active.accepted,
+            rejected=active.tried - active.accepted,
+            **error,
+        )

@@ -1,27 +1,38 @@
 r"""Gaussian coordinates: where a probability-flow ODE is nearly constant and adaptive steps are long.
 
-With :math:`\tilde x = x/\alpha`, :math:`\tilde\sigma = \sigma/\alpha` and the clock
-:math:`s = \ln\tilde\sigma = -\lambda`, the ODE of every process is :math:`d\tilde x/ds = \tilde x - D`. For
-data of mean m and variance l, :math:`y = (\tilde x - m)/q`, :math:`q = \sqrt{l + \tilde\sigma^2}`, has mean 0
-and unit variance at all times, and
+With :math:`\tilde\sigma = \sigma/\alpha` and data of mean m and variance l the coordinates are
+:math:`y = (x - \alpha m)/q`, :math:`q = \sqrt{\alpha^2 l + \sigma^2}`, of mean 0 and unit variance at all
+times. Their clock is the angle :math:`u = \arctan(\tilde\sigma/c)`, and
 
-.. math:: dy/ds = (l\,y/q - (D - m))/q,
+.. math:: \frac{dy}{du} = \frac{c^2\alpha^2 + \sigma^2}{c\,\sigma\,q}
+          \left(\frac{l\,\alpha}{q}\,y - (D - m)\right),
 
-which vanishes identically where the data are Gaussian with those moments.
+which vanishes identically where the data are Gaussian with those moments. States approach their limits at
+either end as powers of :math:`\tilde\sigma` and :math:`1/\tilde\sigma`: in u they are smooth there, in
+:math:`\ln\tilde\sigma` they are exponentials that cost steps to follow, and in t it depends on the process.
+No end is singular where alpha is 0. The scale c is half the data's standard deviation, about where a
+mixture's components part; 0.35 to 0.7 standard deviations do as well. Evaluations at equal error are half
+those in :math:`\ln\tilde\sigma` and 0.6 of those in t, over mixtures in 2 to 16 dimensions under VP, VE, EDM
+and RectifiedFlow (`tests/benchmarks/adaptive.py`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .problems import ODE, Problem, Schedule, SemiLinear, expand
+from .active import wide
+from .problems import Problem, Schedule, SemiLinear, expand
 from .solution import Solution
 from .solver import Request
+
+#: The clock's scale c in standard deviations of the data.
+FOCUS = 0.5
 
 
 class GaussianCoordinates:
@@ -34,89 +45,142 @@ class GaussianCoordinates:
 
     def __init__(self, problem: SemiLinear, times: tuple[float, ...]) -> None:
         self.problem, self.variance = problem, problem.scale**2
+        self.focus = FOCUS * problem.scale
         self.low, self.high = min(times), max(times)
+        centre = torch.as_tensor(problem.centre)
+        self.centre = centre if bool((centre != 0).any()) else None
 
     @property
     def process(self) -> Schedule:
         return self.problem.process
 
     def clock(self, t: float) -> float:
-        """``s = -lam(t)``; infinite where alpha or sigma vanishes."""
-        return -float(self.process.lam(torch.tensor(t, dtype=torch.float64)))
+        """``u = arctan(sigma/(alpha c))``."""
+        at = torch.tensor(t, dtype=torch.float64)
+        return math.atan2(float(self.process.sigma(at)), self.focus * float(self.process.alpha(at)))
 
-    def time(self, s: Tensor) -> Tensor:
-        """The time of clock s, inside the interval whatever rounding the way through lam did."""
-        return self.process.time(-s).clamp(self.low, self.high)
+    def time(self, u: Tensor) -> Tensor:
+        """The time of clock u, inside the interval whatever rounding the way through lam did."""
+        return self.process.time(-torch.log(self.focus * torch.tan(u))).clamp(self.low, self.high)
 
-    def spread(self, s: Tensor) -> Tensor:
-        """``q = sqrt(l + sigma~^2)`` at clock s."""
-        return torch.sqrt(self.variance + torch.exp(2 * s))
+    def schedule(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``(alpha, sigma, q)`` at times t."""
+        alpha, sigma = self.process.alpha(t), self.process.sigma(t)
+        return alpha, sigma, torch.sqrt(self.variance * alpha**2 + sigma**2)
 
-    def centre(self, y: Tensor) -> Tensor:
-        """The data's mean, ready to broadcast against y."""
-        return torch.as_tensor(self.problem.centre, dtype=y.dtype, device=y.device)
+    def mean(self, x: Tensor, factor: Any) -> Tensor | float:
+        """The data's mean, like x, times a factor; 0 where there is none."""
+        if self.centre is None:
+            return 0.0
+        return self.centre.to(x) * expand(torch.as_tensor(factor).to(x), x)
 
     def to_y(self, t: float, x: Tensor) -> Tensor:
         """Y of a state x at time t."""
-        s = torch.tensor(self.clock(t), dtype=torch.float64)
-        alpha = float(self.process.alpha(torch.tensor(t, dtype=torch.float64)))
-        return (x / alpha - self.centre(x)) / float(self.spread(s))
+        alpha, _, q = self.schedule(torch.tensor(t, dtype=torch.float64))
+        return (x - self.mean(x, alpha)) / float(q)
 
-    def to_x(self, s: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        """The state at clock s, time t; both (B,) or ()."""
-        q, alpha = (expand(v.to(y.dtype), y) for v in (self.spread(s), self.process.alpha(t)))
-        return (y * q + self.centre(y)) * alpha
+    def to_x(self, t: Tensor, y: Tensor) -> Tensor:
+        """The state at time t, (B,) or ()."""
+        alpha, _, q = self.schedule(t)
+        return y * expand(q.to(y.dtype), y) + self.mean(y, alpha)
 
-    def drift(self, s: Tensor, y: Tensor, *per_sample: Tensor) -> Tensor:
-        """``dy/ds``, with s float64 () or (B,)."""
-        t = self.time(s)
-        denoised = self.problem.denoiser(t, self.to_x(s, t, y), *per_sample)
-        inverse = expand((1 / self.spread(s)).to(y.dtype), y)
-        return (self.variance * inverse * y - denoised + self.centre(y)) * inverse
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """``(alpha, q, a, b)`` with ``dy/du = a y + b (D - m)``."""
+        alpha, sigma, q = self.schedule(t)
+        square = self.focus * self.focus
+        b = torch.addcmul(sigma * sigma, alpha, alpha, value=square).div_(sigma * q).mul_(-1 / self.focus)
+        return alpha, q, b * alpha * (-self.variance) / q, b
 
 
-class _ClockODE(ODE):
-    """An ODE whose drift takes the clock in float64."""
+@dataclass(frozen=True)
+class Flow:
+    """The probability flow in Gaussian coordinates, as the adaptive loop takes it: times are clocks."""
 
-    def velocity(self, t: object, x: Tensor) -> Tensor:
-        return self.drift(t, x, *self.per_sample)
+    coordinates: GaussianCoordinates
+    per_sample: tuple[Tensor, ...] = ()
+
+    def velocity(self, u: Tensor, y: Tensor) -> Tensor:
+        """``dy/du`` at clocks u, float64 (B,)."""
+        return self.slopes(u[None], torch.ones_like(u), y)(0, y, None)
+
+    def slopes(self, u: Tensor, h: Tensor, y: Tensor) -> Callable[[int, Tensor, Tensor | None], Tensor]:
+        """``(stage, y, out) -> h dy/du`` at clocks u (S, B), steps h (B,): one evaluation and two kernels.
+
+        All coefficients of a step's stages are computed at once. The state handed to the denoiser is q w with
+        ``w = y + alpha m/q``.
+        """
+        space = self.coordinates
+        t = space.time(u)
+        alpha, q, a, b = space.rates(t)
+        a, b = a * h, b * h
+        blend = blends(space.problem, t, a, b, q, y, self.per_sample)
+        if space.centre is None:
+            return blend
+        shift, rest = alpha / q, -(a * alpha / q + b)
+        means = [(space.mean(y, p), space.mean(y, r)) for p, r in zip(shift, rest, strict=True)]
+        return lambda stage, y, out: torch.add(
+            blend(stage, y + means[stage][0], out), means[stage][1], out=out
+        )
+
+
+def blends(
+    problem: SemiLinear,
+    t: Tensor,
+    a: Tensor,
+    b: Tensor,
+    scale: Tensor,
+    y: Tensor,
+    per_sample: tuple[Tensor, ...],
+) -> Callable[[int, Tensor, Tensor | None], Tensor]:
+    """``(stage, y, out) -> a y + b D(t, scale y)``; t and the factors (S, B), float64.
+
+    A denoiser with a method `blends` of its own fuses its scaling into the factors.
+    """
+    fused = getattr(problem.denoiser, "blends", None)
+    if fused is not None:
+        return fused(t, a, b, scale, y, *per_sample)
+    shape = (*t.shape, *(1,) * (y.ndim - 1))
+    p, r, s = (v.to(y.dtype).view(shape) for v in (a, b, scale))
+
+    def blend(stage: int, y: Tensor, out: Tensor | None) -> Tensor:
+        denoised = problem.denoiser(t[stage], y * s[stage], *per_sample)
+        return torch.addcmul(torch.mul(y, p[stage], out=out), r[stage], denoised, out=out)
+
+    return blend
 
 
 def in_gaussian_coordinates(
-    problem: Problem, x: Tensor, request: Request, solve: Callable[[Problem, Tensor, Request], Solution]
+    problem: Problem, x: Tensor, request: Request, solve: Callable[[Any, Tensor, Request], Solution]
 ) -> Solution:
     """Run `solve` in Gaussian coordinates where the problem has them; the result is in x and t either way."""
     if not isinstance(problem, SemiLinear):
         return solve(problem, x, request)
     coordinates = GaussianCoordinates(problem, request.times)
-    clock = [coordinates.clock(t) for t in request.times]
-    if not all(math.isfinite(s) for s in clock):  # alpha = 0 at the end: the velocity form is regular there
+    ends = {t: coordinates.clock(t) for t in request.times}
+    if min(ends.values()) <= 0:  # sigma = 0 at the data's end
         return solve(problem, x, replace(request, dual=None))
-    ends = dict(zip(request.times, clock, strict=True))
-    save_at = request.save_at and tuple(ends.get(t, coordinates.clock(t)) for t in request.save_at)
+    save_at = request.save_at and tuple(ends.get(t) or coordinates.clock(t) for t in request.save_at)
     dual = request.dual and _dual(request, coordinates)
-    inner = replace(request, times=tuple(clock), save_at=save_at, dual=dual)
-    solution = solve(
-        _ClockODE(coordinates.drift, problem.per_sample), coordinates.to_y(request.times[0], x), inner
-    )
+    inner = replace(request, times=tuple(ends.values()), save_at=save_at, dual=dual)
+    flow = Flow(coordinates, problem.per_sample)
+    solution = solve(flow, coordinates.to_y(request.times[0], x), inner)
     t = torch.where(solution.ok, request.times[-1], coordinates.time(solution.t))
     path = None
     if solution.path is not None and request.save_at is not None:
-        when = torch.tensor(request.save_at, dtype=torch.float64, device=x.device)
-        clocks = torch.tensor(save_at, dtype=torch.float64, device=x.device)
-        path = coordinates.to_x(clocks, when, solution.path)
-    return replace(solution, x=coordinates.to_x(solution.t, t, solution.x), t=t, path=path)
+        when = torch.tensor(request.save_at, dtype=wide(x), device=x.device)
+        path = coordinates.to_x(when, solution.path)
+    return replace(solution, x=coordinates.to_x(t, solution.x), t=t, path=path)
 
 
 def _dual(request: Request, coordinates: GaussianCoordinates) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """The dual weight in y: the caller's is asked in x and t, and a gradient picks up the factor dx/dy."""
 
-    def dual(s: Tensor, y: Tensor, dy: Tensor) -> Tensor:
+    def dual(u: Tensor, y: Tensor, dy: Tensor) -> Tensor:
         assert request.dual is not None
-        t = coordinates.time(s)
-        q, alpha = (expand(v.to(y.dtype), y) for v in (coordinates.spread(s), coordinates.process.alpha(t)))
-        # D from dy/ds, so that no evaluation is spent.
-        denoised = coordinates.variance * y / q - q * dy + coordinates.centre(y)
-        return request.dual(t, coordinates.to_x(s, t, y), denoised) * (q * alpha)
+        t = coordinates.time(u)
+        _, q, a, b = (expand(v.to(y.dtype), y) for v in coordinates.rates(t))
+        # D from dy/du, so that no evaluation is spent.
+        denoised = (dy - a * y) / b + coordinates.mean(y, 1.0)
+        return request.dual(t, coordinates.to_x(t, y), denoised) * q
 
     return dual
