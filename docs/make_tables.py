@@ -22,7 +22,7 @@ STEPS = 8
 def evaluations_per_step(solver: solvers.Solver) -> str:
     """Network evaluations of one step, counted."""
     if solver.adaptive:
-        return "own steps"
+        return "–"
     process = sdediff.VP()
     problem = solvers.SemiLinear(process, lambda t, x: torch.zeros_like(x), eta=solver.default_eta)
     solution = solvers.solve(problem, torch.ones(1, 2), solver=solver, steps=STEPS)
@@ -30,8 +30,25 @@ def evaluations_per_step(solver: solvers.Solver) -> str:
 
 
 def number(value: float | None) -> str:
-    """An order; 0 and None mean that there is none to state."""
-    return f"{value:g}" if value else "–"
+    """An order; None means that there is none to state."""
+    return "–" if value is None else f"{value:g}"
+
+
+def orders(solver: solvers.Solver) -> list[str]:
+    """Cells of the stated orders: ODE, strong, weak; one for diagonal noise behind a slash."""
+    o = solver.orders
+    pairs = ((o.strong, o.strong_diagonal), (o.weak, o.weak_diagonal))
+    both = [number(a) if b is None else f"{number(a)} / {number(b)}" for a, b in pairs]
+    return [number(o.ode), *both]
+
+
+def requires(solver: solvers.Solver) -> str:
+    """What a problem must have."""
+    if solver.needs_linear_part:
+        return "a diffusion"
+    if solver.stochastic and solver.noises == ("additive",):
+        return "additive noise"
+    return "–"
 
 
 def source(solver: solvers.Solver) -> str:
@@ -39,28 +56,31 @@ def source(solver: solvers.Solver) -> str:
     text = inspect.getdoc(type(solver)) or ""
     found = re.search(r"References:\n((?: +.*\n?)+)", text)
     where = found[1] if found else (re.search(r"\(([^()]*\d{4}[^()]*)\)", text) or ["", "textbook"])[1]
-    return " ".join(where.split()).split(";")[0].rstrip(".")
+    return re.split(r";|\. Their ", " ".join(where.split()))[0].rstrip(".")
+
+
+def kind(solver: solvers.Solver) -> str:
+    """What it solves when no eta is given, and what else."""
+    if solver.default_eta:
+        return "SDE"
+    return "ODE, SDE by `eta=`" if solver.stochastic else "ODE"
 
 
 def solver_table() -> str:
     """Native solvers by name."""
     lines = [
-        "| name | class | equation | order | weak order | evaluations a step | default steps | source |",
-        "|---|---|---|---|---|---|---|---|",
+        "| name | class | kind | ODE | strong | weak | evaluations a step | adaptive | requires | source |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name in solvers.available():
         if "/" in name:
             continue
         solver = solvers.get(name)
-        equation = "SDE" if solver.default_eta else "ODE, SDE by `eta=`" if solver.stochastic else "ODE"
-        cells = [
-            f"`{name}`",
-            f"`{type(solver).__name__}`",
-            equation + (", adaptive" if solver.adaptive else ""),
-            number(solver.order),
-            number(solver.weak_order),
+        cells = [f"`{name}`", f"`{type(solver).__name__}`", kind(solver), *orders(solver)]
+        cells += [
             evaluations_per_step(solver),
-            "–" if solver.adaptive else str(solver.default_steps),
+            "yes" if solver.adaptive else "–",
+            requires(solver),
             source(solver),
         ]
         lines.append("| " + " | ".join(cells) + " |")

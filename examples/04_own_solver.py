@@ -25,7 +25,7 @@ class AdamsBashforth2(solvers.StepSolver):
     Source: Hairer, Norsett & Wanner (1993), Solving ODEs I, section III.5 (variable steps).
     """
 
-    order = 2.0
+    orders = solvers.Orders(ode=2)
     default_steps = 100
 
     def step(

@@ -48,7 +48,7 @@ class GaussianMultistep(Multistep):
         ValueError: If an argument is not one of these.
 
     References:
-        This package's. The parts: Zheng et al. (2023), arXiv 2310.13268, for a linear part fitted to
+        This package's; of its parts, Zheng et al. (2023), arXiv 2310.13268, for a linear part fitted to
         the model (there by statistics of the network, here by the data's mean and variance); Zhao et al.
         (2023), arXiv 2302.04867, for the corrector; Wang & Vastola (2024), arXiv 2412.09726, for how nearly
         Gaussian scores are at large noise.
