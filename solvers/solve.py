@@ -165,6 +165,8 @@ def time_grid(
     start, end = _span(problem, t)
     n = check_steps(solver.default_steps if steps is None else steps)
     if isinstance(problem, SemiLinear):
+        if grid is None and solver.equal_steps:
+            grid = "uniform"
         return _named(problem, grid, n, start, end)
     if grid not in (None, "uniform"):
         raise TypeError(

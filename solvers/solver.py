@@ -102,6 +102,8 @@ class Solver(ABC):
     needs_linear_part: bool = False
     #: A sample's result depends on its batch-mates.
     batch_coupled: bool = False
+    #: Takes grids of equal steps only.
+    equal_steps: bool = False
     #: Kinds of noise a stochastic solver takes.
     noises: tuple[str, ...] = ("additive", "diagonal")
     #: Steps when none are asked for (fixed-grid solvers).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -11,9 +12,10 @@ import torch
 from torch import Tensor
 
 import solvers
-from sdediff.processes import VP, RectifiedFlow
+from sdediff.processes import VE, VP, RectifiedFlow
 from sdediff.reference import random_mixture
 from solvers import ODE, SDE, BrownianPath, Noise, SemiLinear, Status, solve
+from solvers.backends import diffusers as diffusers_backend
 from solvers.backends import scipy as scipy_backend
 from solvers.backends import torchdiffeq as torchdiffeq_backend
 from solvers.backends import torchsde as torchsde_backend
@@ -22,6 +24,7 @@ F32, F64 = torch.float32, torch.float64
 SCIPY = [f"scipy/{m}" for m in scipy_backend.METHODS]
 TORCHDIFFEQ = [f"torchdiffeq/{m}" for m in torchdiffeq_backend.METHODS]
 ADAPTIVE = [n for n in SCIPY + TORCHDIFFEQ if solvers.get(n).adaptive]
+TORCHSDE = [f"torchsde/{m}" for m in torchsde_backend.METHODS]
 FIXED = [n for n in TORCHDIFFEQ if not solvers.get(n).adaptive]
 
 
@@ -31,15 +34,31 @@ def rows(*values: float) -> Tensor:
 
 def test_every_wrapped_method_is_available_and_no_other() -> None:
     wrapped = {n for n in solvers.available() if "/" in n}
-    assert wrapped == {*SCIPY, *TORCHDIFFEQ, *(f"torchsde/{m}" for m in torchsde_backend.METHODS)}
+    expected = {*SCIPY, *TORCHDIFFEQ, *(f"torchsde/{m}" for m in torchsde_backend.METHODS)}
+    expected |= {f"diffusers/{m}" for m in diffusers_backend.METHODS} if find_spec("diffusers") else set()
+    assert {n for n in wrapped if not n.startswith("torchode/")} == expected
     for cls in (scipy_backend.SciPy, torchdiffeq_backend.TorchDiffEq, torchsde_backend.TorchSDE):
         with pytest.raises(ValueError, match="take one of"):
             cls("dopri9")
 
 
-def test_methods_that_suppose_equal_steps_are_not_offered() -> None:
+ADAMS = ("explicit_adams", "implicit_adams", "fixed_adams")
+
+
+@pytest.mark.parametrize("method", ADAMS)
+def test_methods_that_suppose_equal_steps_take_no_others(method: str) -> None:
     """torchdiffeq's Adams methods use constant-step coefficients on whatever grid they are given."""
-    assert not [n for n in solvers.available() if "adams" in n]
+    problem = SemiLinear(VP(t_min=1e-2), lambda t, x: 0.5 * x)
+    name = f"torchdiffeq/{method}"
+    for grid in ("log-snr", [1.0, 0.5, 0.3]):
+        with pytest.raises(ValueError, match="suppose equal steps and this grid's differ"):
+            solve(problem, rows(1.0), solver=name, grid=grid)
+    assert torch.equal(
+        solve(problem, rows(1.0), solver=name, steps=20).x,
+        solve(problem, rows(1.0), solver=name, steps=20, grid="uniform").x,
+    )
+    with pytest.raises(ValueError, match="from 4 to 12"):
+        solvers.get(name, max_order=3)
 
 
 # -- ODEs ------------------------------------------------------------------------------------------------
@@ -163,7 +182,10 @@ def test_failures_become_a_status(name: str, drift: Any) -> None:
     assert message.startswith(f"2 of 2 samples failed, the first at row 0, t = {t:.6g}")
 
 
-@pytest.mark.parametrize("name", (*FIXED, "torchsde/euler", "torchsde/srk"))
+ITERATED = ("torchdiffeq/implicit_adams", "torchdiffeq/fixed_adams")  # to one tolerance for the batch
+
+
+@pytest.mark.parametrize("name", [n for n in FIXED + TORCHSDE if n not in ITERATED])
 def test_rows_that_become_nan_are_reported_by_fixed_methods(name: str) -> None:
     sol = solve(ODE(lambda t, x: torch.where(x > 2, math.nan, x)), rows(0.1, 1.5), (0.0, 1.0), name, steps=20)
     assert sol.status.tolist() == [0, int(Status.NON_FINITE)]
@@ -185,7 +207,67 @@ def test_a_users_own_error_is_not_swallowed(name: str, error: type[Exception]) -
 
 @pytest.mark.parametrize("name", [n for n in solvers.available() if "/" in n])
 def test_nothing_requires_gradients_that_nobody_asked_for(name: str) -> None:
-    assert not solve(ODE(lambda t, x: -x), rows(1.0), (0.0, 1.0), name).x.requires_grad
+    linear = solvers.get(name).needs_linear_part
+    problem = SemiLinear(PROCESS, lambda t, x: 0.5 * x) if linear else ODE(lambda t, x: -x)
+    assert not solve(problem, rows(1.0), (0.9, 0.5), name).x.requires_grad
+
+
+# -- one sample at a time --------------------------------------------------------------------------------
+
+COUPLED = [n for n in SCIPY + TORCHDIFFEQ if solvers.get(n).batch_coupled]
+
+
+@pytest.mark.parametrize("name", COUPLED)
+def test_one_sample_at_a_time_no_sample_depends_on_its_batch_mates(name: str) -> None:
+    """A stiff, an easy and a failing row: each as alone, and only the failing one fails."""
+
+    def drift(t: Tensor, x: Tensor, rate: Tensor) -> Tensor:
+        return torch.where(x > 2, math.nan, -rate * (x - torch.cos(t).reshape(-1, 1)))
+
+    rate, x = rows(40.0, 0.5, -3.0), rows(0.1, -0.4, 1.5)
+    solver = solvers.get(name, per_sample=True)
+    assert not solver.batch_coupled
+    adaptive = dict.fromkeys(("rtol", "atol"), 1e-3 if solver.order < 3 else 1e-6)
+    how: dict[str, Any] = adaptive if solver.adaptive else {"steps": 300}
+    whole = solve(ODE(drift, (rate,)), x, (0.0, 1.0), solver, save_at=[0.0, 1.0], **how)
+    assert whole.ok.tolist() == [True, True, False] and whole.path is not None
+    assert solver.adaptive is False or int(whole.nfe[0]) > 2 * int(whole.nfe[1])
+    for row in range(2):
+        keep = torch.tensor([row])
+        alone = solve(ODE(drift, (rate[keep],)), x[keep], (0.0, 1.0), name, save_at=[0.0, 1.0], **how)
+        assert alone.path is not None and torch.equal(alone.path[:, 0], whole.path[:, row])
+        for field in ("x", "t", "nfe", "accepted", "rejected", "status"):
+            assert torch.equal(getattr(alone, field)[0], getattr(whole, field)[row]), field
+
+
+# -- implicit steps --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ITERATED)
+def test_steps_that_do_not_converge_are_a_failure_not_a_warning(name: str) -> None:
+    sol = solve(
+        ODE(lambda t, x: -300 * torch.sin(x)), rows(1.0, 0.5), (0.0, 1.0), name, steps=50, save_at=[0.0, 1.0]
+    )
+    assert sol.status.tolist() == [int(Status.FOREIGN_FAILURE)] * 2
+    assert 0 < float(sol.t[0]) < 1 and bool(torch.isfinite(sol.x).all())
+    assert sol.path is not None and bool(torch.isnan(sol.path[-1]).all())
+    assert "the wrapped solver gave up" in sol.describe_failure()
+
+
+@pytest.mark.parametrize(
+    ("method", "max_order"),
+    (("explicit_adams", 4), ("explicit_adams", 5), ("implicit_adams", 4), ("fixed_adams", 4)),
+)
+def test_orders_of_adams_methods(method: str, max_order: int) -> None:
+    problem = ODE(lambda t, x: torch.stack([x[:, 1], -x[:, 0] + 0.2 * torch.sin(3 * t)], dim=1))
+    x = torch.tensor([[1.0, 0.3]], dtype=F64)
+    exact = solve(problem, x, (2.0, 0.0), "scipy/DOP853", rtol=1e-13, atol=1e-14).x
+    solver = solvers.get(f"torchdiffeq/{method}", max_order=max_order, rtol=1e-10, atol=1e-12)
+    errors = [
+        float((solve(problem, x, (2.0, 0.0), solver, steps=n).x - exact).abs().max()) for n in (80, 160)
+    ]
+    slope = math.log2(errors[0] / errors[1])
+    assert solver.order - 0.15 <= slope <= solver.order + 1.3, (solver.order, slope)
 
 
 # -- torchsde --------------------------------------------------------------------------------------------
@@ -293,3 +375,232 @@ def test_torchsde_keeps_the_law_on_an_uneven_grid() -> None:
     m, v = law(process.t_min)
     assert abs(float(sol.x.mean()) - m) < 4 * (v / n) ** 0.5 + 2e-3
     assert abs(float(sol.x.var()) / v - 1) < 4 * (2 / n) ** 0.5 + 5e-3
+
+
+def blurred_signs(eta: float) -> SemiLinear:
+    """Data of independent entries, +-1 with a Gaussian blur: nonlinear but nowhere steep."""
+
+    def denoiser(t: float | Tensor, x: Tensor) -> Tensor:
+        alpha, variance = float(PROCESS.alpha(t)), float(PROCESS.sigma(t)) ** 2
+        total = 0.25 * alpha**2 + variance
+        return (0.25 * alpha * x + variance * torch.tanh(alpha * x / total)) / total
+
+    return SemiLinear(PROCESS, denoiser, eta)
+
+
+def strong_slope(name: str) -> float:
+    """From root mean square errors of 100 rows on one path, against a native method 16 times finer."""
+    x = solvers.noise.normal(3, torch.arange(100), 0, 0, (2,), F64)
+    grid = lambda k: torch.linspace(0.9, 0.2, k + 1, dtype=F64)  # noqa: E731
+    path = BrownianPath(Noise.like(x, 0), tuple(grid(128).tolist()))
+    truth = solve(blurred_signs(1.0), x, solver="stochastic-heun", grid=grid(1024), brownian=path).x
+
+    def error(steps: int) -> float:
+        sol = solve(blurred_signs(1.0), x, solver=name, grid=grid(steps), brownian=path)
+        return float((sol.x - truth).square().mean().sqrt())
+
+    return math.log2(error(16) / error(64)) / 2
+
+
+@pytest.mark.parametrize("method", [m for m in torchsde_backend.METHODS if m != "srk"])
+def test_orders_of_torchsde_methods_for_a_reverse_diffusion(method: str) -> None:
+    x = solvers.noise.normal(3, torch.arange(20), 0, 0, (2,), F64)
+    flow = solve(blurred_signs(0.0), x, (0.9, 0.2), "dopri5", rtol=1e-11, atol=1e-11).x
+    name, orders = f"torchsde/{method}", solvers.get(f"torchsde/{method}").orders
+    assert orders.ode is not None and orders.strong is not None
+    errors = [
+        float((solve(blurred_signs(0.0), x, (0.9, 0.2), name, steps=n, grid="uniform").x - flow).abs().max())
+        for n in (64, 128)
+    ]
+    ode, strong = math.log2(errors[0] / errors[1]), strong_slope(name)
+    assert orders.ode - 0.15 <= ode <= orders.ode + 0.6, ode
+    assert orders.strong - 0.15 <= strong <= orders.strong + 1.1, strong
+
+
+@pytest.mark.parametrize("method", ("euler_heun", "heun", "midpoint", "log_ode", "reversible_heun"))
+def test_stratonovich_methods_refuse_noise_that_depends_on_the_state(method: str) -> None:
+    problem = SDE(lambda t, x: -x, lambda t, x: 0.3 * x, noise="diagonal")
+    with pytest.raises(TypeError, match="needs additive noise"):
+        solve(problem, rows(1.0), (0.0, 1.0), f"torchsde/{method}", steps=4)
+
+
+ADAPTIVE_SDE = [m for m in torchsde_backend.METHODS if m not in ("euler", "reversible_heun")]
+
+
+@pytest.mark.parametrize("method", ADAPTIVE_SDE)
+def test_adaptive_torchsde_follows_the_path(method: str) -> None:
+    """Ornstein-Uhlenbeck on one path: the error falls with the tolerance, rejected steps and all."""
+    problem = SDE(lambda t, x: -(1 + 20 * t) * x, lambda t, x: torch.ones_like(x))
+    x = rows(1.0, -2.0, 0.3)
+    path = BrownianPath(Noise.like(x, 7), (0.0, 1.0))
+    grid = torch.linspace(0, 1, 1025, dtype=F64)
+    truth = solve(problem, x, solver="stochastic-heun", grid=grid, brownian=path).x
+    errors, nfe = [], []
+    for tol in (1e-1, 3e-2, 5e-3):
+        solver = solvers.get(f"torchsde/{method}", adaptive=True)
+        sol = solve(problem, x, (0.0, 1.0), solver, rtol=tol, atol=tol, seed=7, save_at=[0.0, 0.4, 1.0])
+        assert bool(sol.ok.all()) and sol.t.tolist() == [1.0] * 3 and solver.batch_coupled
+        assert sol.path is not None and torch.equal(sol.path[-1], sol.x) and torch.equal(sol.path[0], x)
+        errors.append(float((sol.x - truth).abs().max()))
+        nfe.append(int(sol.nfe[0]))
+    assert errors[2] < errors[1] < errors[0] and errors[2] < 0.03, errors
+    assert nfe == sorted(nfe) and int(sol.rejected[0]) + int(sol.accepted[0]) > 20
+
+
+def test_adaptive_torchsde_one_sample_at_a_time() -> None:
+    problem = SDE(lambda t, x: -(1 + 20 * t) * x, lambda t, x: torch.ones_like(x))
+    solver = solvers.get("torchsde/srk", adaptive=True, per_sample=True)
+    assert not solver.batch_coupled
+    x, keep = rows(1.0, -2.0), torch.tensor([1])
+    whole = solve(problem, x, (0.0, 1.0), solver, seed=3)
+    alone = solve(problem, x[keep], (0.0, 1.0), solver, seed=3, indices=keep)
+    assert torch.equal(whole.x[keep], alone.x) and int(whole.nfe[1]) == int(alone.nfe[0])
+
+
+def test_adaptive_torchsde_tells_its_failures() -> None:
+    still = lambda t, x: 0.1 * torch.ones_like(x)  # noqa: E731
+    cases = {
+        Status.NON_FINITE: (SDE(lambda t, x: torch.where(t > 0.5, math.nan, -x), still), {}),
+        Status.MAX_NFE: (SDE(lambda t, x: -x, still), {"max_nfe": 200, "rtol": 1e-6, "atol": 1e-6}),
+        Status.STEP_TOO_SMALL: (SDE(lambda t, x: 1e3 * x**2, still), {}),
+    }
+    for status, (problem, options) in cases.items():
+        solver = solvers.get("torchsde/heun", adaptive=True, **options)
+        sol = solve(problem, rows(1.0, 2.0), (0.0, 1.0), solver, save_at=[0.0, 1.0])
+        assert sol.status.tolist() == [int(status)] * 2, (status, sol.status)
+        assert 0 <= float(sol.t[0]) < 0.9 and bool(torch.isfinite(sol.x).all())
+        assert sol.path is not None and bool(torch.isnan(sol.path[-1]).all())
+    for method in ("euler", "reversible_heun"):
+        with pytest.raises(ValueError, match="adaptive steps of torchsde's"):
+            solvers.get(f"torchsde/{method}", adaptive=True)
+
+
+# -- diffusers -------------------------------------------------------------------------------------------
+
+needs_diffusers = pytest.mark.skipif(not find_spec("diffusers"), reason="diffusers is not installed")
+SCHEDULERS = diffusers_backend.METHODS
+
+
+@needs_diffusers
+@pytest.mark.parametrize(
+    "process", (VP(t_min=1e-2), VE(sigma_max=20.0), RectifiedFlow()), ids=lambda p: type(p).__name__
+)
+@pytest.mark.parametrize(
+    ("theirs", "ours", "eta", "close"),
+    (
+        ("DDIM", "ddim", 0.0, 1e-12), ("DDIM", "ancestral", 1.0, 1e-12), ("DDPM", "ancestral", 1.0, 1e-12),
+        ("EulerDiscrete", "ddim", 0.0, 1e-5), ("EulerAncestralDiscrete", "ancestral", 1.0, 1e-5),
+        ("EDMEuler", "ddim", 0.0, 1e-5), ("FlowMatchEulerDiscrete", "ddim", 0.0, 1e-5),
+        ("HeunDiscrete", "edm-heun", 0.0, 1e-12), ("IPNDM", "ipndm", 0.0, 1e-12),
+        ("SASolver", "ddim", 0.0, None),
+    ),
+)  # fmt: skip
+def test_schedulers_on_our_grids_are_our_solvers(
+    theirs: str, ours: str, eta: float, close: float | None, process: Any
+) -> None:
+    """The same grid and noise, any process: to rounding (of float32, where diffusers computes in it)."""
+    task = SemiLinear(process, lambda t, x: MIXTURE.denoise(process, x, t), eta)
+    x = process.prior_std * solvers.noise.normal(3, torch.arange(6), 0, 0, (2,), F64)
+    run = lambda name: solve(task, x, solver=name, steps=12, seed=4).x  # noqa: E731
+    if close is None:
+        assert bool(torch.isfinite(run(f"diffusers/{theirs}")).all())
+        return
+    torch.testing.assert_close(run(f"diffusers/{theirs}"), run(ours), rtol=close, atol=close)
+
+
+@needs_diffusers
+@pytest.mark.parametrize("method", SCHEDULERS)
+def test_ode_orders_of_schedulers(method: str) -> None:
+    """On a mixture's flow; those that compute in float32 are measured where that does not show."""
+    task = SemiLinear(PROCESS, lambda t, x: MIXTURE.denoise(PROCESS, x, t))
+    x = solvers.noise.normal(3, torch.arange(4), 0, 0, (2,), F64)
+    exact = solve(task, x, (0.9, 0.1), "dopri5", rtol=1e-11, atol=1e-11).x
+    solver = solvers.get(f"diffusers/{method}")
+    errors = [
+        float((solve(task, x, (0.9, 0.1), solver, steps=n, grid="uniform").x - exact).abs().max())
+        for n in (60, 240)
+    ]
+    slope, order = math.log2(errors[0] / errors[1]) / 2, solver.order
+    assert order - 0.15 <= slope <= order + 1.6, slope
+
+
+@needs_diffusers
+@pytest.mark.parametrize("method", [m for m, spec in SCHEDULERS.items() if spec.noisy])
+def test_noisy_schedulers_converge_to_the_path_and_keep_the_law(method: str) -> None:
+    """Strongly, of order 1 on one path; mean and variance of 2000 rows within 4 sigma (6e-5 each)."""
+    assert strong_slope(f"diffusers/{method}") >= 0.85
+    mean, variance, n = 0.7, 0.3, 2000
+
+    def denoiser(t: float, x: Tensor) -> Tensor:
+        alpha, sigma = float(PROCESS.alpha(t)), float(PROCESS.sigma(t))
+        return mean + alpha * variance / (alpha**2 * variance + sigma**2) * (x - alpha * mean)
+
+    alphas, sigmas = ([float(f(t)) for t in (1.0, PROCESS.t_min)] for f in (PROCESS.alpha, PROCESS.sigma))
+    spread = [alphas[i] ** 2 * variance + sigmas[i] ** 2 for i in (0, 1)]
+    x = alphas[0] * mean + spread[0] ** 0.5 * solvers.noise.normal(1, torch.arange(n), 0, 0, (1,), F64)
+    sol = solve(SemiLinear(PROCESS, denoiser, 1.0), x, solver=f"diffusers/{method}", steps=100, seed=2)
+    assert abs(float(sol.x.mean()) - alphas[1] * mean) < 4 * (spread[1] / n) ** 0.5 + 2e-3
+    assert abs(float(sol.x.var()) / spread[1] - 1) < 4 * (2 / n) ** 0.5 + 2e-2
+
+
+@needs_diffusers
+def test_schedulers_begin_where_alpha_vanishes() -> None:
+    task = SemiLinear(RectifiedFlow(), lambda t, x: 0.5 * torch.tanh(x))
+    for method in SCHEDULERS:
+        for t in ((1.0, 0.1), (0.1, 1.0)):
+            sol = solve(task, rows(1.0), t, f"diffusers/{method}", steps=5, grid="uniform")
+            assert bool(sol.ok.all()) and sol.t.tolist() == [t[1]], method
+        assert bool(
+            solve(task, rows(1.0), (1.0, 0.1), f"diffusers/{method}", steps=1, grid="uniform").ok.all()
+        )
+
+
+@needs_diffusers
+def test_schedulers_leave_torchs_generator_alone_and_take_options() -> None:
+    task = SemiLinear(PROCESS, lambda t, x: 0.5 * torch.tanh(x), 1.0)
+    before = torch.get_rng_state()
+    first = solve(task, rows(1.0), solver="diffusers/DDPM", steps=5, seed=1).x
+    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(first, solve(task, rows(1.0), solver="diffusers/DDPM", steps=5, seed=1).x)
+    clipped = solvers.get("diffusers/DDPM", clip_sample=True, clip_sample_range=0.01)
+    assert "clip_sample=True" in repr(clipped)
+    assert not torch.equal(first, solve(task, rows(1.0), solver=clipped, steps=5, seed=1).x)
+    with pytest.raises(TypeError, match="has no option 'order'"):
+        solvers.get("diffusers/DDIM", order=3)
+    with pytest.raises(ValueError, match="take one of DDIM"):
+        diffusers_backend.Diffusers("DDI")
+    for eta in (0.5, lambda t: 0.5):
+        with pytest.raises(TypeError, match="knows eta=0 and eta=1 only"):
+            solve(SemiLinear(PROCESS, lambda t, x: x, eta), rows(1.0), solver="diffusers/DDIM", steps=3)
+    half = SemiLinear(PROCESS, lambda t, x: 0.5 * x, 0.5)
+    assert bool(solve(half, rows(1.0), solver="diffusers/SASolver", steps=6).ok.all())
+
+
+@needs_diffusers
+def test_a_failure_inside_a_scheduler_is_a_status_and_a_users_own_error_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import diffusers
+
+    task = SemiLinear(PROCESS, lambda t, x: 0.5 * x)
+    original = diffusers.DDIMScheduler.step
+
+    def step(self: Any, output: Tensor, t: int, *rest: Any, **options: Any) -> Any:
+        if t <= 2:
+            raise RuntimeError("singular")
+        return original(self, output, t, *rest, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(diffusers.DDIMScheduler, "step", step)
+        grid = PROCESS.default_grid(5).tolist()
+        sol = solve(task, rows(1.0, 2.0), solver="diffusers/DDIM", grid=grid, save_at=[grid[0], grid[-1]])
+    assert sol.status.tolist() == [int(Status.FOREIGN_FAILURE)] * 2 and sol.t.tolist() == [grid[3]] * 2
+    assert (
+        sol.path is not None and bool(torch.isnan(sol.path[-1]).all()) and bool(torch.isfinite(sol.x).all())
+    )
+
+    def mine(t: float, x: Tensor) -> Tensor:
+        raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine"):
+        solve(SemiLinear(PROCESS, mine), rows(1.0), solver="diffusers/DDIM", steps=3)

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..problems import ODE, Problem, counted
 from ..solution import Solution, Status, uniform_solution
 from ..solver import Orders, Request, Solver, check_tolerances
+from .rows import one_by_one
 
 METHODS = {"RK45": 5, "RK23": 3, "DOP853": 8, "Radau": 5, "BDF": 5, "LSODA": 5}
 _EXPLICIT = ("RK45", "RK23", "DOP853")
@@ -29,6 +30,7 @@ class SciPy(Solver):
         method: One of `METHODS`.
         rtol: Relative tolerance.
         atol: Absolute tolerance.
+        per_sample: Solve the batch one sample at a time, so that none depends on its batch-mates.
 
     Raises:
         ValueError: For an unknown method, a tolerance that is not positive, or a batch too large for a dense
@@ -36,12 +38,13 @@ class SciPy(Solver):
     """
 
     adaptive = True
-    batch_coupled = True
 
-    def __init__(self, method: str = "RK45", rtol: float = 1e-5, atol: float = 1e-5) -> None:
+    def __init__(
+        self, method: str = "RK45", rtol: float = 1e-5, atol: float = 1e-5, per_sample: bool = False
+    ) -> None:
         if method not in METHODS:
             raise ValueError(f"SciPy has no method {method!r}: take one of {', '.join(METHODS)}")
-        self.method = method
+        self.method, self.per_sample, self.batch_coupled = method, per_sample, not per_sample
         self.rtol, self.atol = check_tolerances(rtol, atol)
         self.orders = Orders(ode=METHODS[method])
 
@@ -52,6 +55,8 @@ class SciPy(Solver):
     def integrate(self, problem: Problem, x: Tensor, request: Request) -> Solution:
         from scipy import integrate
 
+        if self.per_sample and len(x) > 1:
+            return one_by_one(self, problem, x, request)
         if self.method not in _EXPLICIT and x.numel() > _DENSE_LIMIT:
             raise ValueError(
                 f"{self.name} keeps a dense matrix of the whole batch and was given {x.numel()} numbers: "
