@@ -159,6 +159,6 @@ def spread(heights: list[float], gap: float) -> list[float]:
     placed: list[float] = []
     for middle, count in blocks:
         placed += [middle + gap * (j - (count - 1) / 2) for j in range(count)]
-    above = max(0.0, max(placed, default=0.0) - 1.0)
+    above = max(0.0, max(placed, default=0.0) - 1.0) + min(0.0, min(placed, default=0.0))
     result = dict(zip(order, (p - above for p in placed), strict=True))
     return [round(result[i], 12) for i in range(len(heights))]

@@ -132,7 +132,7 @@ class Report:
                 f"{self.floor[0]:.2g} +- {self.floor[1]:.1g}, the noise floor: less is no better."
             )
         m = self.ran_on
-        how = f"medians of {self.repeats} interleaved runs" if self.repeats else "a single run"
+        how = f"medians of {self.repeats} interleaved runs" if self.repeats > 1 else "a single run"
         lines.append(
             f"Seconds: wall clock of all samples, {how}, on {m['cpus']} CPUs with {m['threads']} "
             f"thread{'s' * (m['threads'] > 1)}, Python {m['python']}, torch {m['torch']}; the comparison "
