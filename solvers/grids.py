@@ -192,6 +192,9 @@ class FittedGrid(Sequence[float]):
         """The interval it covers, (t_min, t_max)."""
         return self.times[-1], self.times[0]
 
+    def __str__(self) -> str:
+        return f"{len(self) - 1} steps fitted for {self.solver}"
+
     def __len__(self) -> int:
         return len(self.times)
 

@@ -41,3 +41,19 @@ def test_bench_complains_in_one_sentence(tmp_path, capsys, monkeypatch):
         assert main(["bench", *words]) == status
         assert complaint in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_fitted_grid_goes_to_the_command_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    net = sdediff.networks.MLP(dim=2, hidden=8, blocks=1)
+    model = sdediff.DiffusionModel(net, sdediff.VP(), data_shape=(2,))
+    model.save("mine.safetensors")
+    sdediff.save_grid(sdediff.fit_grid(model, 4, "ddim", samples=16, candidates=8), "grid.json")
+    words = ["sample", "mine.safetensors", "--solver", "ddim", "--n", "3", "--device", "cpu"]
+    assert main([*words, "--grid", "grid.json"]) == 0
+    assert "solver    ddim, grid=4 steps fitted for DDIM()" in capsys.readouterr().out
+    assert main([*words, "--grid", "nope"]) == 1
+    assert "there is no grid named 'nope'" in capsys.readouterr().err
+    assert main([*words, "--grid", "nope.json"]) == 1
+    assert "there is no file nope.json" in capsys.readouterr().err

@@ -23,7 +23,8 @@ def add_solve(parser: ArgumentParser) -> None:
     """Options of a solve whose type in Python is wider than words are."""
     add = parser.add_argument
     add("--solver", type=str, default="dopri5", help="name of a solver; sdediff doctor lists them")
-    add("--grid", type=Literal[tuple(GRIDS)] | None, default=None, help="time grid of a fixed-grid solver")
+    text = f"time grid of a fixed-grid solver: {', '.join(GRIDS)}, or a .json file of sdediff.save_grid"
+    add("--grid", type=str | None, default=None, help=text)
     add(
         "--prior",
         type=Literal["matched", "standard"] | None,
@@ -56,9 +57,11 @@ def model_file(path: str) -> Path:
 
 
 def load(options: Namespace) -> DiffusionModel:
-    """The model that the options name, on its device."""
+    """The model that the options name, on its device; a grid's file is read into its place."""
     if options.model is None:
         raise UsageError("a model is needed: give the folder of a run, or a .safetensors file")
+    if options.grid is not None and options.grid.endswith(".json"):
+        options.grid = sdediff.load_grid(options.grid)
     return sdediff.load(model_file(options.model), device=device_of(options.device))
 
 
