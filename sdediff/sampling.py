@@ -134,14 +134,13 @@ def sample(
     n = int(n)
     rows, cond = rows_of(n, indices), model.expand_condition(cond, n, model.shift.device)
     parts: list[Any] = []
-    kept = DEFAULT_NODES if return_log_prob else 1
-    for part in chunks(n, model.dim * kept, batch_size):
+    for part in chunks(n, model.dim * (DEFAULT_NODES if return_log_prob else 1), batch_size):
         z = draw_prior(model, run, rows[part], dtype)
         c = None if cond is None else cond[part]
         if return_log_prob:
             parts.append(sample_with_log_prob(model, run, z, c, rows[part], divergence))
         else:
-            path = None if brownian is None else brownian.take(torch.arange(n)[part])
+            path = brownian and brownian.take(torch.arange(n)[part])
             solution = run.carry(model, z, c, rows[part], brownian=path)
             parts.append(_finish(model, run, solution, c, denoise))
         if progress is not None:
