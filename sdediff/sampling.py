@@ -115,7 +115,7 @@ def sample(
         >>> sample(model, 5, solver="ddim", steps=10).shape
         torch.Size([5, 2])
     """
-    _check_request(n, return_log_prob, denoise or return_solution)
+    n = _check_request(n, return_log_prob, denoise or return_solution)
     run = Run.of(
         model,
         solver,
@@ -131,7 +131,6 @@ def sample(
     )
     if return_log_prob:
         run.check_flow("return_log_prob")
-    n = int(n)
     rows, cond = rows_of(n, indices), model.expand_condition(cond, n, model.shift.device)
     parts: list[Any] = []
     for part in chunks(n, model.dim * (DEFAULT_NODES if return_log_prob else 1), batch_size):
@@ -153,7 +152,7 @@ def sample(
     return (solution.x, solution) if return_solution else solution.x
 
 
-def _check_request(n: Any, return_log_prob: bool, also: bool) -> None:
+def _check_request(n: Any, return_log_prob: bool, also: bool) -> int:
     number = isinstance(n, Real | Tensor) and not isinstance(n, bool)
     if not number or not n >= 1 or int(n) != n:
         raise ValueError(f"n={n} is not a number of samples: give a whole number of at least 1")
@@ -162,6 +161,7 @@ def _check_request(n: Any, return_log_prob: bool, also: bool) -> None:
             "return_log_prob goes with neither denoise (no known density) nor return_solution: ask for one "
             "at a time"
         )
+    return int(n)
 
 
 def _finish(model: DiffusionModel, run: Run, solution: Solution, cond: Condition, denoise: bool) -> Solution:

@@ -1,10 +1,10 @@
 """What a solver adds to the network: microseconds a step, ours beside the leanest peer for the same method.
 
 `python tests/benchmarks/overhead.py [name ...]` prints, for each method that a peer offers too, what ours and
-each peer add to the network's own time, for an MLP of two dimensions (3-128-128-2), 512 samples, 200 steps, two
-threads; and Euler-Maruyama, its noise per sample included, as a ratio to a hand-written loop with Python-float
-coefficients. All runs of a method are interleaved; medians. Peers as installed: diffusers, azula,
-flow_matching, torchdiffeq, torchsde (k-diffusion needs torchvision).
+each peer add to the network's own time, for an MLP of two dimensions (3-128-128-2), 512 samples, 200 steps,
+two threads; and Euler-Maruyama, its noise per sample included, as a ratio to a hand-written loop with
+Python-float coefficients. All runs of a method are interleaved; medians. Peers as installed: diffusers,
+azula, flow_matching, torchdiffeq, torchsde (k-diffusion needs torchvision).
 """
 
 from __future__ import annotations
@@ -64,9 +64,8 @@ def by_hand() -> Tensor:
     t, h = GRID[:-1], GRID.diff()
     alpha, sigma = VP.alpha(t), VP.sigma(t)
     square = -2 * sigma**2 * VP.d_lam(t)
-    columns = (
-        1 + h * VP.d_alpha(t) / alpha, h * square / sigma, torch.sqrt(-h * square), 0.25 * torch.log(sigma / alpha),
-    )  # fmt: skip
+    level_of_network = 0.25 * torch.log(sigma / alpha)
+    columns = (1 + h * VP.d_alpha(t) / alpha, h * square / sigma, (-h * square).sqrt(), level_of_network)
     x, level = torch.randn(BATCH, 2), torch.empty(BATCH)
     with torch.no_grad():
         for a, b, noise, t_net in zip(*(c.tolist() for c in columns), strict=True):
