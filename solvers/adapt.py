@@ -52,41 +52,50 @@ class _Increments:
 
     def __init__(self, tableau: Tableau, x: Tensor, extra: bool, recorded: bool) -> None:
         self.stages = len(tableau.b) + (len(tableau.extra) if extra else 0)
-        self.rows: list[Tensor] = []
-        self.buffer = None if recorded else x.new_empty((self.stages, *x.shape))
+        self.recorded, self.rows = recorded, [x]
+        if not recorded:
+            self._fit(x.new_empty((self.stages, *x.shape)))
 
-    def shrink(self, rows: int) -> None:
+    def _fit(self, buffer: Tensor) -> None:
+        self.buffer, self.rows = buffer, [buffer[i] for i in range(self.stages)]
+        flat = buffer.view(self.stages, -1)
+        self.matrices = [flat[:count].T for count in range(self.stages + 1)]
+
+    def shrink(self, keep: Tensor) -> None:
         """Serve fewer samples."""
-        if self.buffer is not None:
-            shape = (self.stages, rows, *self.buffer.shape[2:])
-            self.buffer = self.buffer.flatten()[: math.prod(shape)].view(shape)
+        if not self.recorded:
+            shape = (self.stages, keep.shape[0], *self.buffer.shape[2:])
+            self._fit(self.buffer.flatten()[: math.prod(shape)].view(shape))
 
     def start(self, first: Tensor) -> None:
-        if self.buffer is None:
+        if self.recorded:
             self.rows = [first]
         else:
-            self.buffer[0].copy_(first)
+            self.rows[0].copy_(first)
 
     def add(self, slopes: Slopes, stage: int, y: Tensor) -> None:
         """Evaluate a stage (1, 2, ...) at y."""
-        if self.buffer is None:
+        if self.recorded:
             self.rows.append(slopes(stage - 1, y, None))
         else:
-            slopes(stage - 1, y, self.buffer[stage])
+            slopes(stage - 1, y, self.rows[stage])
 
     def __getitem__(self, stage: int) -> Tensor:
-        return self.rows[stage] if self.buffer is None else self.buffer[stage]
+        return self.rows[stage]
 
-    def all(self, count: int) -> Tensor:
-        """The first increments, (count, B, *E)."""
-        return torch.stack(self.rows[:count]) if self.buffer is None else self.buffer[:count]
+    def all(self) -> Tensor:
+        """All increments, (S, B, *E)."""
+        return torch.stack(self.rows) if self.recorded else self.buffer
 
     def sum(self, weights: Tensor, x: Tensor | None = None) -> Tensor:
         """Add to x (or to 0) the weighted sum of the first increments, one a weight."""
-        used = self.all(len(weights))
-        matrix = used.reshape(len(weights), -1).T
+        count, shape = weights.shape[0], self.rows[0].shape
+        if self.recorded:
+            matrix = torch.stack(self.rows[:count]).view(count, -1).T
+        else:
+            matrix = self.matrices[count]
         total = torch.mv(matrix, weights) if x is None else torch.addmv(x.reshape(-1), matrix, weights)
-        return total.view(used.shape[1:])
+        return total.view(shape)
 
 
 class _Method:
@@ -100,18 +109,14 @@ class _Method:
         extra = tableau.extra if self.saving else ()
         self.rows = [x.new_tensor(row) for row in (*tableau.a, *extra)]
         nodes = (*tableau.c, *tableau.nodes[stages:]) if self.saving else tableau.c
-        self.nodes = torch.tensor(nodes[1:], dtype=wide(x), device=x.device)[:, None]
-        self.ends = [i for i, node in enumerate(nodes[1:]) if node == 1.0]
+        self.before = torch.tensor(nodes[1:], dtype=wide(x), device=x.device)[:, None] - 1
         self.error = x.new_tensor(tableau.b_error)
         self.error_low = None if tableau.b_error_low is None else x.new_tensor(tableau.b_error_low)
         self.per_step = len(nodes) - 1 + (self.saving and request.dual is not None)
 
     def times(self, active: _Active) -> Tensor:
         """Times of the stages after the first, (S, B); exactly t_next where the node is 1."""
-        times = torch.addcmul(active.t, self.nodes, active.h)
-        for i in self.ends:
-            times[i] = active.t_next
-        return times
+        return torch.addcmul(active.t_next, self.before, active.h)
 
     def ratio(self, k: _Increments, x: Tensor, x_new: Tensor) -> Tensor:
         """The step's error over its tolerance, (B,), in wide precision."""
@@ -134,7 +139,7 @@ def adapt(solver: AdaptiveRungeKutta, problem: Problem, x: Tensor, request: Requ
     result = _Result(x, start, request, method.tableau)
     min_step, tries, gone = solver.min_step * abs(end - start), 0, 0
     last = len(method.tableau.b) - 1
-    while len(active.row):
+    while active.row.shape[0]:
         slopes = _slopes(problem, method.times(active), active.h, active.x)
         k.start(active.first)
         y = active.x
@@ -162,11 +167,11 @@ def adapt(solver: AdaptiveRungeKutta, problem: Problem, x: Tensor, request: Requ
         _settle(active, ended, spent, ratio, tries, end)
         done = active.status >= 0
         gone = int(torch.count_nonzero(done))
-        if spent or gone * _IDLE >= len(done) or bool((active.status > 0).any()):
+        if spent or gone * _IDLE >= done.shape[0] or bool((active.status > 0).any()):
             result.leave(active, done, method.per_step)
             keep = (~done).nonzero().flatten()
             active, problem, gone = active.select(keep), take(problem, keep), 0
-            k.shrink(len(keep))
+            k.shrink(keep)
     return result.solution(path=result.path)
 
 
@@ -175,9 +180,10 @@ def _slopes(problem: Any, times: Tensor, h: Tensor, x: Tensor) -> Slopes:
     prepared = getattr(problem, "slopes", None)
     if prepared is not None:
         return prepared(times, h, x)
-    if isinstance(problem, ODE):
-        times = times.to(x.dtype)
     step = expand(h.to(x.dtype), x)
+    if isinstance(problem, ODE):
+        rounded, drift, more = times.to(x.dtype).unbind(), problem.drift, problem.per_sample
+        return lambda stage, y, out: torch.mul(drift(rounded[stage], y, *more), step, out=out)
     return lambda stage, y, out: torch.mul(problem.velocity(times[stage], y), step, out=out)
 
 
@@ -301,7 +307,7 @@ class _Result(Gathered):
             return
         at = theta[when, who][:, None]
         weights = (at**self.powers @ self.dense).to(x_new.dtype).T
-        rows = k.all(k.stages)[:, who].flatten(2)
+        rows = k.all()[:, who].flatten(2)
         value = active.x[who] + (weights[..., None] * rows).sum(dim=0).view_as(active.x[who])
         value = torch.where(expand(at[:, 0] == 1, value), x_new[who], value)
         if value.requires_grad:

@@ -202,7 +202,7 @@ def get(name: str, **options: Any) -> Solver:
         >>> get("dopri5", rtol=1e-6)
         Dopri5(rtol=1e-06, atol=1e-05)
     """
-    factories = _factories()
+    factories = _FACTORIES if name in _FACTORIES else _factories()
     if name not in factories:
         for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
             factories[name] = point.load()
