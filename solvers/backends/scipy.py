@@ -84,9 +84,13 @@ class SciPy(Solver):
         path = [x] * (len(request.save_at or ()) - len(wanted))
         t, state, steps, status = start, x.detach().double().cpu().numpy().ravel().copy(), 0, Status.OK
         try:
-            run = getattr(integrate, self.method)(field, start, state, end, rtol=self.rtol, atol=self.atol)
+            with np.errstate(all="ignore"):  # what overflows is told by the status
+                run = getattr(integrate, self.method)(
+                    field, start, state, end, rtol=self.rtol, atol=self.atol
+                )
             while run.status == "running":
-                run.step()
+                with np.errstate(all="ignore"):
+                    run.step()
                 if run.status == "failed" or run.t == t:  # LSODA stands still without a word
                     status = Status.FOREIGN_FAILURE
                     break
