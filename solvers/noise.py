@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 # A solve draws so many steps ahead, as long as their words stay in the cache and a kernel in one thread.
-_BLOCK_STEPS, _BLOCK_WORDS = 32, 1 << 15
+_BLOCK_STEPS, _BLOCK_WORDS = 25, 1 << 15
 
 
 def _signed(word: int) -> int:
@@ -50,12 +50,16 @@ class Stream(IntEnum):
     SPLIT = 11
 
 
-def _mix(x: Tensor) -> Tensor:
-    """A word from each state; x is overwritten."""
+def _mix(x: Tensor, fold: bool = False) -> Tensor:
+    """A word from each state; x is overwritten.
+
+    Folded, the word w < 0 becomes one with its leading 31 bits flipped: 63 uniform bits, none of them a sign.
+    """
     shifted = torch.empty_like(x)
     for bits, factor in zip((30, 27, 31), (*_MIX, 1), strict=True):
         torch.bitwise_right_shift(x, bits, out=shifted)
-        shifted.bitwise_and_((1 << (64 - bits)) - 1)  # torch's shift is arithmetic
+        if factor != 1 or not fold:
+            shifted.bitwise_and_((1 << (64 - bits)) - 1)  # torch's shift is arithmetic
         x.bitwise_xor_(shifted)
         if factor != 1:
             x.mul_(factor)
@@ -157,15 +161,15 @@ def _jump(keys: Tensor, counter: int | Tensor, shape: Sequence[int]) -> Tensor:
 def _normals(starts: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     r"""Normals from the words that follow `starts`, (*starts.shape, *shape), contiguous.
 
-    A pair's first word w gives :math:`u = |w| 2^{-63}` and, by its low half, the leading 32 bits of the
+    A pair's first word w gives :math:`u = w 2^{-63}` and, by its low half, the leading 32 bits of the
     angle; the second gives float64 the rest of the angle, and float32 does not compute it. Where u's own low
     bits are the angle's, the joint law is off by no more than 2^-31 in any rectangle.
     """
     size, pairs, working = math.prod(shape), _pairs(shape), _working(dtype)
     steps = torch.arange(0, 2 * pairs, 2, device=starts.device).mul_(_GOLDEN)
     states = starts[..., None] + steps
-    words = _mix(states if working != torch.float64 else states.clone())
-    radius = words.to(working).abs_().clamp_(min=1.0).mul_(2.0**-63).log_().mul_(-2).sqrt_()
+    words = _mix(states if working != torch.float64 else states.clone(), fold=True)
+    radius = words.to(working).clamp_(min=1.0).mul_(2.0**-63).log_().mul_(-2).sqrt_()
     words.bitwise_left_shift_(32)
     if working == torch.float64:
         words.bitwise_or_(_mix(states.add_(_GOLDEN)).bitwise_and_(0xFFFFFFFF))
