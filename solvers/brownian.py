@@ -322,6 +322,11 @@ class Driven(Noise):
     def normal(self, stream: int = Stream.STEP, draw: int = 0, draws: int = 1) -> Tensor:
         if stream not in (Stream.STEP, Stream.AREA):
             return super().normal(stream, draw, draws)
+        if draws != 1:
+            raise TypeError(
+                f"a Brownian path has one increment a step and {draws} were asked for: take the parts of a "
+                "split, or another stream"
+            )
         t, t_next = self._step()
         h = abs(t_next - t)
         w, a = self.brownian.with_integral(t, t_next)

@@ -465,6 +465,8 @@ def test_a_solve_is_driven_by_the_path() -> None:
     torch.testing.assert_close(some.normal(Stream.CHURN), driven.at(1).normal(Stream.CHURN)[[2, 0]])
     with pytest.raises(TypeError, match="lies beyond a grid of 4 steps"):
         driven.at(4).normal()
+    with pytest.raises(TypeError, match="one increment a step and 2 were asked for"):
+        driven.at(0).normal(Stream.STEP, 1, 2)
 
 
 def test_queries_outside_and_broken_times_are_refused() -> None:
