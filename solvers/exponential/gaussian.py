@@ -17,6 +17,7 @@ from .multistep import Memory, Multistep, Rule
 
 _NODES = 24
 _FINEST = 0.35  # of the data's standard deviation
+_FLOOR = 1e-4  # of omega, lest rounding in D be multiplied by 1/sigma~^2 where there is hardly any noise
 
 
 class GaussianMultistep(Multistep):
@@ -25,9 +26,9 @@ class GaussianMultistep(Multistep):
     With :math:`\tilde x = x/\alpha`, :math:`\tilde\sigma = \sigma/\alpha`, mean m, variance l and :math:`q =
     \sqrt{l + \tilde\sigma^2}`, the flow is (`solvers.coordinates`)
 
-    .. math:: d\,\frac{\tilde x - m}{q} = g\,d\tau, \qquad
-              g = (a^2 + \tilde\sigma^2)(s - s_G), \qquad
-              d\tau = \frac{\tilde\sigma^2}{a^2 + \tilde\sigma^2}\,\frac{d\lambda}{q},
+    .. math:: d\,\frac{\tilde x - m}{q} = g\,\omega\,\frac{d\lambda}{q}, \qquad
+              g = \frac{\tilde\sigma^2}{\omega}\,(s - s_G), \qquad
+              \omega = \frac{\tilde\sigma^2}{a^2 + \tilde\sigma^2},
 
     where s is the score of the noised data and s_G that of the noised Gaussian. g vanishes for Gaussian data,
     which one step carries exactly, and changes slowly elsewhere: it is bounded at small noise, and at large
@@ -84,7 +85,8 @@ class GaussianMultistep(Multistep):
         c, h = -0.5 * torch.log1p(torch.exp(-2 * lam) / finest), lam.diff()[:, None]
         inside = torch.exp(-2 * (lam[:-1, None] + u * h))
         v = (-0.5 * torch.log1p(inside / finest) - c[:-1, None]) / c.diff()[:, None]
-        mass = h * weights * inside / ((finest + inside) * torch.sqrt(variance + inside))
+        omega = _FLOOR + (1 - _FLOOR) * inside / (finest + inside)
+        mass = h * weights * omega / torch.sqrt(variance + inside)
         powers = v[..., None] ** torch.arange(self.terms + 1, dtype=torch.float64)
         table = torch.einsum("kq,kqj->kj", mass, powers).tolist()
         return Rule(coordinate.tolist(), lambda k, z, count: table[k][:count])
@@ -100,17 +102,18 @@ class GaussianMultistep(Multistep):
 
     def view(self, problem: SemiLinear, now: Coefficients) -> tuple[float, float]:
         # g = (D - m - gain (x/alpha - m)) / omega with gain = l/q^2; the terms in m are left to `step`.
-        inverse = self._inverse_omega(problem, now)
-        return -(problem.scale**2) * now.alpha / _spread(problem, now) ** 2 * inverse, inverse
+        omega = self._omega(problem, now)
+        return -(problem.scale**2) * now.alpha / _spread(problem, now) ** 2 / omega, 1 / omega
 
-    def _inverse_omega(self, problem: SemiLinear, c: Coefficients) -> float:
-        """``(a^2 + sigma~^2)/sigma~^2``."""
-        return 1 + (self.finest * problem.scale * c.alpha / c.sigma) ** 2
+    def _omega(self, problem: SemiLinear, c: Coefficients) -> float:
+        finest = (self.finest * problem.scale * c.alpha) ** 2
+        return _FLOOR + (1 - _FLOOR) * c.sigma**2 / (finest + c.sigma**2)
 
     def _tau(self, problem: SemiLinear, c: Coefficients) -> float:
-        """Tau from infinite noise: the integral of dtau in closed form."""
+        """The integral of omega dlam/q from infinite noise on, in closed form."""
         root = problem.scale * math.sqrt(1 - self.finest**2)
-        return math.atanh(root * c.alpha / _spread(problem, c)) / root
+        whole = math.atanh(root * c.alpha / _spread(problem, c)) / root
+        return (1 - _FLOOR) * whole + _FLOOR * math.asinh(problem.scale * c.alpha / c.sigma) / problem.scale
 
     def step(self, problem: Problem, t: float, t_next: float, x: Tensor, state: Any, noise: Noise) -> Step:
         assert isinstance(problem, SemiLinear)
@@ -130,7 +133,7 @@ class GaussianMultistep(Multistep):
         for planned, weight in zip(reversed(state.plan[: state.k + 1]), weights, strict=False):
             (c,) = schedule(problem, (planned.t,))
             left = (c.sigma / _spread(problem, c)) ** 2  # 1 - gain
-            total -= weight * left * self._inverse_omega(problem, c)
+            total -= weight * left / self._omega(problem, c)
         return total
 
 
