@@ -31,8 +31,9 @@ class TorchDiffEq(Solver):
 
     The Adams methods begin with steps of Runge and Kutta's 3/8 rule and take grids of equal steps only,
     which is then the default. Their `max_order` is 4 here: torchdiffeq's own, 12, leaves an explicit method
-    almost no region of stability. The implicit ones iterate to `rtol` and `atol`, at most four times; steps
-    that have not converged then become a failure, where torchdiffeq only warns.
+    almost no region of stability. The implicit ones iterate to `rtol` and `atol`, at most 20 times (theirs:
+    4); a step that has not converged then is a failure, where torchdiffeq only warns. That takes steps short
+    against the drift's own scale: hundreds of them, for uniform ones that end near the data.
 
     Its "scipy_solver" is left out, since "scipy/..." are here themselves.
 
@@ -139,7 +140,7 @@ class TorchDiffEq(Solver):
         sign = 1.0 if bool(t[-1] > t[0]) else -1.0
         solver = Adams(
             _Rising(field, sign), y, rtol=self.rtol, atol=self.atol, implicit=_ADAMS[self.method],
-            max_order=self.max_order, grid_constructor=lambda f, y, s: sign * grid,
+            max_iters=20, max_order=self.max_order, grid_constructor=lambda f, y, s: sign * grid,
         )  # fmt: skip
         return solver.integrate(sign * t)
 
