@@ -169,8 +169,11 @@ def _finish(model: DiffusionModel, run: Run, solution: Solution, cond: Condition
     t = run.span[0]
     if denoise:
         x = model.to_data(model.problem(0.0, cond).denoise(t, solution.x))
-        return replace(solution, x=x, nfe=solution.nfe + 1)
-    return replace(solution, x=model.to_data(solution.x / float(model.process.alpha(t))))
+        return replace(solution, x=x, nfe=solution.nfe + 1, global_error=None)
+    alpha, error = float(model.process.alpha(t)), solution.global_error
+    if error is not None:
+        error = model.scale.to(error) * error / alpha
+    return replace(solution, x=model.to_data(solution.x / alpha), global_error=error)
 
 
 @solving
