@@ -163,7 +163,7 @@ def test_bias_of_predictor_corrector_is_bounded_by_snr_alone(make: Any) -> None:
 
     The predictor, DDIM for eta = 1, is exact in law but for O(1/steps): hence the slack on both sides.
     """
-    for variance, snr, steps in itertools.product((0.01, 1.0, 25.0), (0.08, 0.16, 0.32), (100, 400)):
+    for variance, snr, steps in itertools.product((0.01, 1.0, 25.0), (0.08, 0.32), (60, 240)):
         task, law = gaussian(PROCESS, variance)
         times = PROCESS.default_grid(steps).tolist()
         alone = variances(solvers.PredictorCorrector(solvers.DDIM(), make(1e-6)), task, law, times)
@@ -179,12 +179,12 @@ def test_bias_of_predictor_corrector_stays_where_the_corrector_still_acts() -> N
     ratio = float(PROCESS.sigma(end)) ** 2 / law(end)
     for snr in (0.16, 0.32):
         limit, errors = snr**2 * ratio / (1 - snr**2 * ratio), []
-        for steps in (500, 1000, 2000):
+        for steps in (250, 500, 1000):
             times = torch.linspace(1.0, end, steps + 1, dtype=F64).tolist()
             pc = solvers.PredictorCorrector(solvers.DDIM(), solvers.Langevin(snr))
             errors.append(variances(pc, task, law, times) - limit)
         orders = [math.log2(abs(a / b)) for a, b in itertools.pairwise(errors)]
-        assert abs(errors[-1]) < 0.1 * limit and all(0.9 < p < 1.1 for p in orders), (limit, errors)
+        assert abs(errors[-1]) < 0.2 * limit and all(0.9 < p < 1.1 for p in orders), (limit, errors)
 
 
 def test_bias_of_predictor_corrector_at_the_data_end() -> None:
@@ -192,11 +192,13 @@ def test_bias_of_predictor_corrector_at_the_data_end() -> None:
     process = VP()
     task, law = gaussian(process, 1.0)
     bias = []
-    for steps in (500, 1000, 2000, 4000):
+    for steps in (500, 1000, 4000):
         times = torch.linspace(process.t_max, process.t_min, steps + 1, dtype=F64).tolist()
         bias.append(variances(solvers.get("pc"), task, law, times))
     assert all(b < a for a, b in itertools.pairwise(bias)) and bias[-1] < 0.5 * bias[0], bias
-    assert bias[0] < 0.01, bias
+    assert math.isclose(bias[0], 4.62e-3, rel_tol=2e-3) and math.isclose(bias[-1], 1.64e-3, rel_tol=3e-3), (
+        bias
+    )
 
 
 PREDICTORS = ("euler", "heun", "ddim", "euler-maruyama", "stochastic-heun", "dpm++2m", "unipc-3", "ipndm")

@@ -15,8 +15,14 @@ from .correctors import Corrector
 class PredictorCorrector(StepSolver):
     r"""A solver followed, at each arrival time, by a corrector (Song et al. 2021, algorithm 1).
 
-    Source: arXiv 2011.13456. The corrector sees the time just reached. Its own bias (of the order of its
-    step) stays when the grid is refined.
+    Source: arXiv 2011.13456. The corrector sees the time just reached.
+
+    The bias at a fixed step of the corrector, for Gaussian data of any variance: besides the predictor's own
+    error, which falls with the grid, the variance at the end exceeds its law by at most
+    :math:`\mathrm{snr}^2/(1-\mathrm{snr}^2)`. Refining the grid leads to the corrector's own bias at the last
+    time at which it still acts, :math:`\mathrm{snr}^2\sigma^2/v` to leading order; near the data, where
+    :math:`\sigma^2 \ll v`, that is small and is approached slowly: 0.46 % of the variance at 500 steps and
+    0.16 % at 4000 (VP, data of unit variance, Euler-Maruyama, snr = 0.16, uniform steps).
 
     Args:
         predictor: A fixed-grid solver.
