@@ -110,8 +110,11 @@ class _Method:
         self.rows = [x.new_tensor(row) for row in (*tableau.a, *extra)]
         nodes = (*tableau.c, *tableau.nodes[stages:]) if self.saving else tableau.c
         self.before = torch.tensor(nodes[1:], dtype=wide(x), device=x.device)[:, None] - 1
-        self.error = x.new_tensor(tableau.b_error)
-        self.error_low = None if tableau.b_error_low is None else x.new_tensor(tableau.b_error_low)
+        # error / (atol + rtol |x|) = (error / rtol) / (atol / rtol + |x|), and the mean's factor beside.
+        self.floor, unit = solver.atol / solver.rtol, solver.rtol * math.sqrt(x[0].numel())
+        self.local = x.new_tensor(tableau.b_error)
+        self.error = self.local / unit
+        self.error_low = None if tableau.b_error_low is None else x.new_tensor(tableau.b_error_low) / unit
         self.per_step = len(nodes) - 1 + (self.saving and request.dual is not None)
 
     def times(self, active: _Active) -> Tensor:
@@ -120,13 +123,17 @@ class _Method:
 
     def ratio(self, k: _Increments, x: Tensor, x_new: Tensor) -> Tensor:
         """The step's error over its tolerance, (B,), in wide precision."""
-        with torch.no_grad():
-            scale = tolerance(x, x_new, self.solver)
-            ratio = rms(k.sum(self.error).div_(scale))
-            if self.error_low is not None:
-                low = rms(k.sum(self.error_low).div_(scale))
-                ratio = ratio / torch.sqrt(1 + 0.01 * (low / ratio).square())
-            return ratio
+        x, x_new = x.detach(), x_new.detach()
+        size = torch.maximum(x.abs(), x_new.abs()).add_(self.floor)
+        ratio = self._norm(k.sum(self.error).detach(), size)
+        if self.error_low is not None:
+            low = self._norm(k.sum(self.error_low).detach(), size)
+            ratio = ratio / torch.sqrt(1 + 0.01 * (low / ratio).square())
+        return ratio
+
+    def _norm(self, error: Tensor, size: Tensor) -> Tensor:
+        norm = torch.linalg.vector_norm(error.div_(size).view(size.shape[0], -1), dim=1)
+        return norm.to(self.before.dtype)
 
 
 def adapt(solver: AdaptiveRungeKutta, problem: Problem, x: Tensor, request: Request) -> Solution:
@@ -157,7 +164,7 @@ def adapt(solver: AdaptiveRungeKutta, problem: Problem, x: Tensor, request: Requ
             error = _functional_error(method, problem, request, active, k)
             active.error = active.error + torch.where(accept, error, 0.0)
         result.save(active, accept, k, y)
-        _advance(active, method, accept, ratio, y, k, end)
+        _advance(active, method, accept, ratio, y, k, end, gone > 0)
         tries += 1
         ended = active.h.abs() <= min_step
         spent = 2 + tries * method.per_step >= solver.max_nfe
@@ -233,7 +240,7 @@ def _functional_error(
     assert request.dual is not None
     x, step = active.x, expand(active.h.to(active.x.dtype), active.x)
     dual = request.dual(active.t, x, k[0] / step)
-    error = (dual * k.sum(method.error)).flatten(1).sum(dim=1).abs()
+    error = (dual * k.sum(method.local)).flatten(1).sum(dim=1).abs()
     if not method.saving:
         return error
     rows = method.tableau.dense or ()
@@ -255,8 +262,9 @@ def _advance(
     x_new: Tensor,
     k: _Increments,
     end: float,
+    idle: bool,
 ) -> None:
-    """Take the accepted steps and propose the next ones."""
+    """Take the accepted steps and propose the next ones; `idle` where finished samples are still there."""
     order = method.solver.order
     # The PI memory is the last accepted error, at most 1, so a rejected step does not grow.
     log = torch.nan_to_num(ratio, nan=1e30, posinf=1e30).clamp_(min=1e-10).log_()
@@ -267,7 +275,9 @@ def _advance(
     active.t = torch.where(accept, active.t_next, active.t)
     active.t_next = propose(active.t, step, end)
     h = active.t_next - active.t
-    scale = torch.nan_to_num(h / active.h, nan=0.0)  # 0/0 of finished samples
+    scale = h / active.h
+    if idle:  # 0/0
+        scale = torch.nan_to_num(scale, nan=0.0)
     active.h, taken = h, expand(accept, x_new)
     active.x = torch.where(taken, x_new, active.x)
     last = len(method.tableau.b) - 1

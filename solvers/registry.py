@@ -129,6 +129,11 @@ def _foreign() -> dict[str, Factory]:
         from .backends.torchdiffeq import TorchDiffEq
 
         found |= {f"torchdiffeq/{m}": bind(TorchDiffEq, m) for m in torchdiffeq_methods}
+    if find_spec("torchode"):
+        from .backends.torchode import METHODS as torchode_methods
+        from .backends.torchode import TorchOde
+
+        found |= {f"torchode/{m}": bind(TorchOde, m) for m in torchode_methods}
     if find_spec("torchsde"):
         from .backends.torchsde import METHODS as torchsde_methods
         from .backends.torchsde import TorchSDE
