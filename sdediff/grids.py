@@ -45,7 +45,7 @@ def fit_grid(
         model: The model.
         steps: Steps of the grid.
         solver: The ODE solver it is for, or its name.
-        samples: Trajectories it is fitted to.
+        samples: Trajectories it is fitted to; more where few of them are far harder than the rest.
         cond: Conditions, (samples, ...), or one for all.
         seed: Of the trajectories' start.
         t_span: (t_min, t_max) in place of the process's.

@@ -27,12 +27,14 @@ DEFAULT_SOLVERS = (
     "dpm++2m",
     "dpm++3m",
     "unipc-3",
+    "gaussian-multistep",
     "heun",
     "dopri5",
     "euler-maruyama",
     "ancestral",
     "dpm++2m-sde",
-    "seeds-2",
+    "sa-solver",
+    "er-sde",
 )
 MEASURES = ("auto", "distance", "strong")
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .report import Report, Row
 
 _MARKERS, _STYLES = "osD^vPX", ("-", (0, (5, 2)), (0, (1, 1.5)))
-_WIDTH, _HEIGHT, _TOP, _LEFT, _LABELS, _LINE = 12.4, 4.3, 0.8, 0.85, 1.75, 0.19  # inches
+_PANEL, _HEIGHT, _TOP, _LEFT, _LINE, _LETTER = 3.7, 4.8, 0.8, 0.85, 0.19, 0.088  # inches
 _INK, _GREY = "#222222", "#8a8a8a"
 
 
@@ -47,25 +47,25 @@ def groups(report: Report) -> list[Group]:
 def draw(report: Report) -> Figure:
     """The diagram: a row of panels a measure, against evaluations on the left and seconds on the right."""
     found = groups(report)
-    height = _TOP + _HEIGHT * max(1, len(found))
-    figure = Figure(figsize=(_WIDTH, height))
+    labels = 0.4 + _LETTER * max([11, *(len(row.solver) for group in found for row in group.rows)])
+    width, height = 2 * (_LEFT + _PANEL + labels), _TOP + _HEIGHT * max(1, len(found))
+    figure = Figure(figsize=(width, height))
     figure.text(
-        _LEFT / _WIDTH, 1 - 0.28 / height, report.title, size=15, weight="bold", color=_INK, va="center"
+        _LEFT / width, 1 - 0.28 / height, report.title, size=15, weight="bold", color=_INK, va="center"
     )
     words = f"{report.samples} samples of {report.dim} dimension{'s' * (report.dim > 1)}, {report.process}"
-    figure.text(_LEFT / _WIDTH, 1 - 0.58 / height, words, size=10, color=_GREY, va="center")
+    figure.text(_LEFT / width, 1 - 0.58 / height, words, size=10, color=_GREY, va="center")
     if not found:
         figure.text(0.5, 0.4, "no run has a result", ha="center", size=13)
         return figure
-    panel = (_WIDTH - 2 * (_LEFT + _LABELS)) / 2
     for k, group in enumerate(found):
         bottom = (height - _TOP - _HEIGHT * (k + 1) + 0.7) / height
         low, high = _limits(group, report)
         for side, (name, label) in enumerate(
             (("nfe", "network evaluations a sample"), ("seconds", "seconds"))
         ):
-            left = (_LEFT + side * (_LEFT + panel + _LABELS)) / _WIDTH
-            axes = figure.add_axes((left, bottom, panel / _WIDTH, (_HEIGHT - 1.1) / height))
+            left = (_LEFT + side * (_LEFT + _PANEL + labels)) / width
+            axes = figure.add_axes((left, bottom, _PANEL / width, (_HEIGHT - 1.1) / height))
             axes.set_ylim(low, high)
             _curves(axes, group, name, report)
             axes.set_xlabel(label, size=10)
@@ -94,7 +94,7 @@ def _curves(axes: Axes, group: Group, name: str, report: Report) -> None:
         axes.plot(
             *zip(*points, strict=True),
             color=colour,
-            marker=_MARKERS[k % len(_MARKERS)],
+            marker=_MARKERS[(k + k // len(COLOURS)) % len(_MARKERS)],
             ls=_STYLES[k // len(COLOURS) % len(_STYLES)],
             lw=1.8,
             ms=5.5,
