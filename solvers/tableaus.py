@@ -105,14 +105,10 @@ class Tableau:
         """
         whole = self
         if not self.fsal:
-            longer = {
-                name: None if row is None else (*row, 0.0)
-                for name, row in (("b_error", self.b_error), ("b_error_low", self.b_error_low))
-            }
             dense = None if self.dense is None else (*self.dense, (0.0,) * len(self.dense[0]))
-            whole = replace(
-                self, c=(*self.c, 1.0), a=(*self.a, self.b), b=(*self.b, 0.0), dense=dense, **longer
-            )
+            error, low = (None if e is None else (*e, 0.0) for e in (self.b_error, self.b_error_low))
+            c, a, b = (*self.c, 1.0), (*self.a, self.b), (*self.b, 0.0)
+            whole = Tableau(self.order, c, a, b, b_error=error, dense=dense, b_error_low=low)
         if whole.dense is not None:
             return whole
         rows = [(0.0, 3 * b, -2 * b) for b in whole.b]

@@ -96,7 +96,7 @@ class TorchOde(Solver):
             return problem.velocity(time, y.view_as(x)).reshape(y.shape)
 
         times = torch.tensor(points, dtype=wide(x), device=x.device).expand(len(x), -1)
-        term: Any = torchode.ODETerm(field)  # type: ignore[arg-type]
+        term: Any = torchode.ODETerm(field)
         step = getattr(torchode, _METHODS[self.method][0])(term=term)
         # No dt_min: a finished sample's step is 0, which would stop the batch.
         control = torchode.IntegralController(atol=self.atol, rtol=self.rtol, term=term)

@@ -1,7 +1,7 @@
 """Print adaptive solves beside torchdiffeq's and torchode's: `python tests/benchmarks/adaptive.py`.
 
-Two threads, float32, medians of interleaved repeats, errors against a float64 solve at 1e-9. Needs torchdiffeq
-and torchode. The network is a 3-128-128-2 perceptron fitted to eight Gaussians for a thousand steps.
+Two threads, float32, medians of interleaved repeats, errors against float64 at 1e-9. Needs torchdiffeq and
+torchode. The network is a 3-128-128-2 perceptron fitted to eight Gaussians for a thousand steps.
 """
 
 from __future__ import annotations
