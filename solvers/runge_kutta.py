@@ -269,9 +269,10 @@ class Dopri5(_Pair):
     Example:
         >>> import torch, solvers
         >>> problem = solvers.ODE(lambda t, x: -x)
-        >>> sol = solvers.solve(problem, torch.ones(1, 1), t=(0.0, 1.0), solver=Dopri5(rtol=1e-8, atol=1e-8))
+        >>> x = torch.ones(1, 1, dtype=torch.float64)
+        >>> sol = solvers.solve(problem, x, t=(0.0, 1.0), solver=Dopri5(rtol=1e-8, atol=1e-8))
         >>> round(float(sol.x), 7)
-        0.3678795
+        0.3678794
     """
 
     orders = Orders(ode=5)

@@ -30,15 +30,10 @@ class Step(NamedTuple):
 class Orders(NamedTuple):
     """Orders of convergence as documented and measured; None where the solver takes no such problem.
 
-    Attributes:
-        ode: Of an ODE.
-        strong: Strong order where the noise is additive, as in every diffusion of `sdediff`.
-        weak: Weak order where the noise is additive.
-        strong_diagonal: Strong order where the noise is diagonal and depends on the state.
-        weak_diagonal: Weak order there.
-        ode_linear: Of a linear ODE, where it is another; likewise the next two with additive noise.
-        strong_linear: See `ode_linear`.
-        weak_linear: See `ode_linear`.
+    `ode` is that of an ODE, `strong` and `weak` those where the noise is additive, as in every diffusion of
+    `sdediff`, `strong_diagonal` and `weak_diagonal` those where it is diagonal and depends on the state.
+    `ode_linear`, `strong_linear` and `weak_linear` are those of linear problems with additive noise, where
+    they are other ones.
 
     Example:
         >>> Orders(ode=2).headline

@@ -76,7 +76,8 @@ def task(name: str, network: Network, *bad: bool) -> SemiLinear:
 @every_solver
 def test_a_failing_sample_is_named_and_spares_its_neighbours(name: str, spoil: float, after: float) -> None:
     """Its status says so; where samples do not share steps the others are as alone, statistics and all."""
-    solver, network = solvers.get(name), Network(spoil=spoil, after=after)
+    few = {"max_steps": 300} if name.startswith("torchode/") else {}  # it tries a failing row to the last
+    solver, network = solvers.get(name, **few), Network(spoil=spoil, after=after)
     x, names = rows(0.3, -1.2, 0.8), torch.tensor([4, 2, 9])
     sol = solve(task(name, network, False, True, False), x, solver=solver, indices=names, **how(solver))
     assert sol.x.shape == x.shape and not bool(sol.ok[1]), "the failing row is told"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
 from sdediff.viz import COLOURS
 
@@ -75,6 +75,10 @@ def draw(report: Report) -> Figure:
     return figure
 
 
+#: Leading digits of tick numbers, from dense to sparse.
+_ROUND = ((1, 1.5, 2, 3, 4, 5, 7), (1, 2, 3, 5), (1, 2, 5), (1, 3), (1,))
+
+
 def _limits(group: Group, report: Report) -> tuple[float, float]:
     values = [max(getattr(row, group.attribute), 1e-16) for row in group.rows]
     if group.attribute == "distance" and report.floor:
@@ -106,7 +110,7 @@ def _curves(axes: Axes, group: Group, name: str, report: Report) -> None:
         top = report.floor[0] + 2 * report.floor[1]
         axes.axhspan(1e-20, top, color="#eeeeee", lw=0, zorder=0)
         ends.append(("noise floor", _GREY, math.nan, report.floor[0]))
-    _ticks(axes, name)
+    _ticks(axes)
     _label(axes, ends)
     axes.grid(True, color="#e6e6e6", lw=0.7)
     axes.set_axisbelow(True)
@@ -114,12 +118,12 @@ def _curves(axes: Axes, group: Group, name: str, report: Report) -> None:
     axes.tick_params(labelsize=9, which="both")
 
 
-def _ticks(axes: Axes, name: str) -> None:
-    """Plain numbers at 1, 2, 5, ...; few enough that they do not touch."""
-    for axis, (low, high) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
-        decades = math.log10(high / low)
-        subs = (1.0, 2.0, 5.0) if decades < 2.2 else (1.0, 3.0) if decades < 3.5 else (1.0,)
-        axis.set_major_locator(LogLocator(subs=subs, numticks=30))
+def _ticks(axes: Axes) -> None:
+    """Plain numbers at round values, as many as fit: side by side below, above each other at the side."""
+    for axis, (low, high), most in ((axes.xaxis, axes.get_xlim(), 6), (axes.yaxis, axes.get_ylim(), 8)):
+        decades = [10.0**k for k in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
+        choices = [[d * m for d in decades for m in subs if low <= d * m <= high] for subs in _ROUND]
+        axis.set_major_locator(FixedLocator(next((c for c in choices if len(c) <= most), choices[-1])))
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_formatter(NullFormatter())
