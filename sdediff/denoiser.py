@@ -24,15 +24,16 @@ class Denoiser:
 
     def __init__(self, model: DiffusionModel) -> None:
         self.model = model
-        self.table: dict[float, tuple[Any, ...]] = {}
-        self.like = torch.empty(0, dtype=torch.float64)  # what the table's levels serve: rows, dtype, device
+        self.table: dict[float, tuple[float, ...]] = {}
+        #: The table for states of one kind: c_noise as a (B,) tensor, of one number that serves all rows.
+        self.ready: dict[float, tuple[Any, ...]] = {}
+        self.rows, self.dtype = -1, torch.float64
 
     def tabulate(self, times: list[float]) -> None:
-        """Compute the coefficients at these times, all at once; c_noise as (B,) tensors of one number."""
-        *factors, levels = self.model.coefficients(torch.tensor(times, dtype=torch.float64))
-        levels = levels.to(self.like)[:, None].expand(-1, len(self.like))  # one embedding serves all rows
-        rows = zip(*(c.tolist() for c in factors), levels.unbind(), strict=True)
-        self.table.update(zip(times, rows, strict=True))
+        """Compute the coefficients at these times, all at once."""
+        columns = self.model.coefficients(torch.tensor(times, dtype=torch.float64))
+        self.table.update(zip(times, zip(*(c.tolist() for c in columns), strict=True), strict=True))
+        self.rows = -1
 
     def __call__(self, t: Time, z: Tensor, cond: Any = None) -> Tensor:
         return self.blend(t, z, 0.0, 1.0, cond)
@@ -68,8 +69,15 @@ class Denoiser:
             return self.model.coefficients(t)
         if t not in self.table:
             self.tabulate([t])
-        like = self.like
-        if like.dtype != z.dtype or like.device != z.device or like.shape[0] != z.shape[0]:
-            self.like = z.new_empty(z.shape[0])
-            self.tabulate(list(self.table))
-        return self.table[t]
+        if self.rows != z.shape[0] or self.dtype is not z.dtype:
+            self._fit(z)
+        return self.ready[t]
+
+    def _fit(self, z: Tensor) -> None:
+        """Make the table ready for states like z."""
+        levels = torch.tensor([row[3] for row in self.table.values()], dtype=z.dtype, device=z.device)
+        levels = levels[:, None].expand(-1, z.shape[0])
+        self.ready = {
+            t: (*row[:3], level) for (t, row), level in zip(self.table.items(), levels.unbind(), strict=True)
+        }
+        self.rows, self.dtype = z.shape[0], z.dtype

@@ -538,6 +538,10 @@ REGISTRY: dict[str, type[GaussianProcess]] = {
 
 
 def _in_double(function: Schedule, t: Time) -> Tensor:
+    if isinstance(t, Tensor) and t.dtype == torch.float64:
+        value = function(t)
+        if isinstance(value, Tensor) and value.dtype == t.dtype and value.shape == t.shape:
+            return value
     given = isinstance(t, Tensor) and t.is_floating_point()
     t = torch.as_tensor(t, dtype=None if given else torch.float64)
     wide = t.double() if t.device.type != "mps" else t  # MPS has no float64

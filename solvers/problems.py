@@ -274,7 +274,7 @@ def combination(a: Any, x: Tensor, b: Any, y: Tensor) -> Tensor:
     if isinstance(b, Tensor):
         a, b = expand(a.to(x.dtype), x), expand(b.to(x.dtype), x)
         return torch.addcmul(a * x, b, y)
-    return torch.add(x * a, y, alpha=b)
+    return torch.mul(x, a).add_(y, alpha=b)
 
 
 def is_deterministic(problem: Problem) -> bool:
