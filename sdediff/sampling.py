@@ -131,7 +131,8 @@ def sample(
     )
     if return_log_prob:
         run.check_flow("return_log_prob")
-    rows, cond = rows_of(n, indices), model.expand_condition(cond, n, model.shift.device)
+    rows, all_rows = rows_of(n, indices), _check_path(brownian, n, indices)
+    cond = model.expand_condition(cond, n, model.shift.device)
     parts: list[Any] = []
     for part in chunks(n, model.dim * (DEFAULT_NODES if return_log_prob else 1), batch_size):
         z = draw_prior(model, run, rows[part], dtype)
@@ -139,7 +140,7 @@ def sample(
         if return_log_prob:
             parts.append(sample_with_log_prob(model, run, z, c, rows[part], divergence))
         else:
-            path = brownian and brownian.take(torch.arange(n)[part])
+            path = brownian and brownian.take(all_rows[part])
             solution = run.carry(model, z, c, rows[part], brownian=path)
             parts.append(_finish(model, run, solution, c, denoise))
         if progress is not None:
@@ -150,6 +151,18 @@ def sample(
     solution = join(parts)
     run.report(solution)
     return (solution.x, solution) if return_solution else solution.x
+
+
+def _check_path(path: BrownianPath | None, n: int, indices: Any) -> Tensor:
+    """Rows of the path, one a sample."""
+    if path is not None:
+        names = path.noise.indices
+        if len(names) != n or (indices is not None and not torch.equal(names, torch.as_tensor(indices))):
+            raise ValueError(
+                f"the Brownian path is one of {len(names)} samples with names of its own, and n={n} or "
+                "indices= ask for others: make it for these, with Noise(seed, indices, model.data_shape)"
+            )
+    return torch.arange(n)
 
 
 def _check_request(n: Any, return_log_prob: bool, also: bool) -> int:

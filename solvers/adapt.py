@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .active import Gathered, Rows, outcome, propose, rms, tolerance, wide
-from .problems import ODE, Problem, expand, take
+from .problems import ODE, Problem, expand, like_state, take
 from .runge_kutta import AdaptiveRungeKutta
 from .solution import Solution
 from .solver import Request
@@ -128,7 +128,7 @@ class _Method:
         ratio = self._norm(k.sum(self.error).detach(), size)
         if self.error_low is not None:
             low = self._norm(k.sum(self.error_low).detach(), size)
-            ratio = ratio / torch.sqrt(1 + 0.01 * (low / ratio).square())
+            ratio = ratio / torch.sqrt(1 + 0.01 * (low / ratio.clamp(min=1e-30)).square())
         return ratio
 
     def _norm(self, error: Tensor, size: Tensor) -> Tensor:
@@ -190,7 +190,7 @@ def _slopes(problem: Any, times: Tensor, h: Tensor, x: Tensor) -> Slopes:
     step = expand(h.to(x.dtype), x)
     if isinstance(problem, ODE):
         rounded, drift, more = times.to(x.dtype).unbind(), problem.drift, problem.per_sample
-        return lambda stage, y, out: torch.mul(drift(rounded[stage], y, *more), step, out=out)
+        return lambda stage, y, out: torch.mul(like_state(drift(rounded[stage], y, *more), y), step, out=out)
     return lambda stage, y, out: torch.mul(problem.velocity(times[stage], y), step, out=out)
 
 

@@ -218,7 +218,8 @@ class FittedGrid(Sequence[float]):
         low, high = self.span
         for ours, theirs in ((self.alpha, process.alpha(t)), (self.sigma, process.sigma(t))):
             mine = torch.tensor(ours, dtype=torch.float64)
-            inside = process.t_min <= low and high <= process.t_max
+            # With an interval of one's own, only that it is the fitted one counts (below).
+            inside = span is not None or (process.t_min <= low and high <= process.t_max)
             if not inside or not torch.allclose(theirs, mine, rtol=1e-6, atol=1e-12):
                 raise ValueError(
                     f"this grid was fitted to {self.process} on [{low:g}, {high:g}] and the process here is "

@@ -31,6 +31,11 @@ def march(solver: StepSolver, problem: Problem, x: Tensor, request: Request) -> 
                 "and a state where there are any"
             )
         x, local, state = step
+        if x.shape != before.shape:
+            raise ValueError(
+                f"{solver.name}.step returned shape {tuple(x.shape)} for a state of shape "
+                f"{tuple(before.shape)}: return the shape it is given"
+            )
         if t_next in wanted:
             path.append(x)
         if error is not None:

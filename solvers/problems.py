@@ -51,6 +51,23 @@ def as_time(t: Time, x: Tensor) -> Tensor:
     return torch.full((), t, dtype=x.dtype, device=x.device)
 
 
+def like_state(slope: Tensor, x: Tensor) -> Tensor:
+    """A slope of the state's shape, as one that broadcasts against it becomes.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    if slope.shape == x.shape:
+        return slope
+    try:
+        return slope.expand_as(x)
+    except RuntimeError:
+        raise ValueError(
+            f"the drift returned shape {tuple(slope.shape)} for a state of shape {tuple(x.shape)}: return "
+            "the shape it is given"
+        ) from None
+
+
 @dataclass(frozen=True)
 class ODE:
     """The initial value problem ``dx/dt = drift(t, x)``.
@@ -74,7 +91,7 @@ class ODE:
 
     def velocity(self, t: Time, x: Tensor) -> Tensor:
         """The drift at time t."""
-        return self.drift(as_time(t, x), x, *self.per_sample)
+        return like_state(self.drift(as_time(t, x), x, *self.per_sample), x)
 
     def advance(self, t: Time, x: Tensor, h: float) -> Tensor:
         """``x + h drift(t, x)``."""
@@ -116,7 +133,7 @@ class SDE:
             raise ValueError(f'noise={self.noise!r} is not a kind of noise: give "additive" or "diagonal"')
 
     def velocity(self, t: Time, x: Tensor) -> Tensor:
-        return self.drift(as_time(t, x), x, *self.per_sample)
+        return like_state(self.drift(as_time(t, x), x, *self.per_sample), x)
 
     def advance(self, t: Time, x: Tensor, h: float) -> Tensor:
         return torch.add(x, self.velocity(t, x), alpha=h)

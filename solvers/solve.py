@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -84,12 +85,20 @@ def solve(
             f"a reverse diffusion (eta={problem.eta}) runs from noise to data and was given rising times: "
             "let t fall, or take eta=0, whose flow runs both ways"
         )
+    if isinstance(problem, SemiLinear) and float(problem.process.sigma(times[0])) == 0:  # type: ignore[arg-type]
+        raise ValueError(
+            f"sigma vanishes at t={times[0]:g}, where nothing tells the data from their noise: begin at a "
+            "small t in its place, such as the process's t_min"
+        )
     saved = _save_times(solver, times, save_at)
     noise = Noise.like(x_init, seed, names)
     if brownian is not None:
         noise = _driven(noise, brownian, solver, problem, times)
     request = Request(times, noise, saved, dual)
-    return solver.integrate(problem, x_init, request)
+    solution = solver.integrate(problem, x_init, request)
+    if dual is not None and solution.error is None:  # the solver gives no estimate
+        solution = replace(solution, error=x_init.new_full((len(x_init),), math.nan))
+    return solution
 
 
 def _driven(
@@ -101,6 +110,11 @@ def _driven(
             "out, or take a stochastic solver with eta > 0"
         )
     own = path.noise
+    if (own.dtype, torch.device(own.device)) != (noise.dtype, torch.device(noise.device)):
+        raise ValueError(
+            f"the Brownian path is of {own.dtype} on {own.device} and the state of {noise.dtype} on "
+            f"{noise.device}: make it with Noise.like(x_init, seed)"
+        )
     if (len(own.indices), tuple(own.shape)) != (len(noise.indices), tuple(noise.shape)):
         raise ValueError(
             f"the Brownian path is one of {len(own.indices)} samples of shape {tuple(own.shape)} and the "

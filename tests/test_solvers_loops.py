@@ -18,6 +18,8 @@ from solvers.noise import Noise
 from solvers.runge_kutta import DOPRI5, HEUN
 from solvers.solver import Request, Step, StepSolver
 
+F64 = torch.float64
+
 F32, F64 = torch.float32, torch.float64
 PROCESSES = (VP(), SubVP(), VE(), EDM(), Cosine(), RectifiedFlow())
 every_process = pytest.mark.parametrize("process", PROCESSES, ids=lambda p: type(p).__name__)
@@ -502,3 +504,37 @@ def test_eta_may_be_a_function_of_time(eta: Any) -> None:
             solve(SemiLinear(process, lambda t, x: 0.5 * x, e), x, solver=name, steps=5).x for e in (0.5, eta)
         )
         torch.testing.assert_close(function, constant, rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.parametrize("shape", ((3, 1), (2,), ()))
+@pytest.mark.parametrize("name", ("dopri5", "dopri8", "tsit5", "rk4", "euler-maruyama"))
+def test_a_drift_that_broadcasts_counts_for_every_component(name: str, shape: tuple[int, ...]) -> None:
+    sol = solve(
+        ODE(lambda t, x: torch.full(shape, 0.5, dtype=F64)), torch.zeros(3, 2, dtype=F64), (0.0, 1.0), name
+    )
+    assert bool(sol.ok.all())
+    torch.testing.assert_close(sol.x, torch.full((3, 2), 0.5, dtype=F64), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("name", ("dopri5", "heun"))
+def test_a_drift_of_another_shape_is_told(name: str) -> None:
+    with pytest.raises(ValueError, match=r"the drift returned shape \(3, 5\) for a state of shape \(3, 1\)"):
+        solve(ODE(lambda t, x: torch.ones(3, 5)), torch.zeros(3, 1), (0.0, 1.0), name)
+
+
+@pytest.mark.parametrize("name", ("bosh3", "dopri5", "tsit5", "dopri8"))
+def test_a_state_at_rest_stays(name: str) -> None:
+    """Where every error estimate is exactly zero."""
+    sol = solve(ODE(lambda t, x: -x), torch.zeros(2, 2), (0.0, 1.0), name)
+    assert bool(sol.ok.all()) and torch.equal(sol.x, torch.zeros(2, 2))
+
+
+def test_a_step_of_another_shape_is_told() -> None:
+    class Cut(solvers.StepSolver):
+        orders = solvers.Orders(ode=1)
+
+        def step(self, problem, t, t_next, x, state, noise):  # type: ignore[no-untyped-def]
+            return solvers.Step(x[:, :1])
+
+    with pytest.raises(ValueError, match=r"Cut.step returned shape \(3, 1\) for a state of shape \(3, 2\)"):
+        solvers.solve(solvers.ODE(lambda t, x: x), torch.zeros(3, 2), (0.0, 1.0), Cut(), steps=2)

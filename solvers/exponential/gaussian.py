@@ -81,7 +81,7 @@ class GaussianMultistep(Multistep):
         variance, finest = problem.scale**2, (self.finest * problem.scale) ** 2
         lam = torch.tensor([c.lam for c in grid], dtype=torch.float64)
         coordinate = -0.5 * torch.log1p(torch.exp(-2 * lam) / finest)
-        lam = lam.nan_to_num(neginf=0.0)  # a step from or to infinity is of first order
+        lam = lam.nan_to_num(posinf=0.0, neginf=0.0)  # a step from or to infinity is of first order
         c, h = -0.5 * torch.log1p(torch.exp(-2 * lam) / finest), lam.diff()[:, None]
         inside = torch.exp(-2 * (lam[:-1, None] + u * h))
         v = (-0.5 * torch.log1p(inside / finest) - c[:-1, None]) / c.diff()[:, None]
@@ -92,12 +92,17 @@ class GaussianMultistep(Multistep):
         return Rule(coordinate.tolist(), lambda k, z, count: table[k][:count])
 
     def linear(self, problem: SemiLinear, now: Coefficients, after: Coefficients) -> Linear:
+        if after.sigma == 0:  # DDIM's step, to alpha D
+            gain = problem.scale**2 * now.alpha / _spread(problem, now) ** 2
+            return Linear(after.alpha * gain, after.alpha, 1.0)
         spread = _spread(problem, after)
         return Linear(spread / _spread(problem, now), spread, 1.0)
 
     def first_weight(
         self, problem: SemiLinear, line: Linear, now: Coefficients, after: Coefficients
     ) -> float:
+        if after.sigma == 0:
+            return line.scale * self._omega(problem, now)
         return line.scale * (self._tau(problem, after) - self._tau(problem, now))
 
     def view(self, problem: SemiLinear, now: Coefficients) -> tuple[float, float]:
