@@ -131,17 +131,16 @@ def sample(
     )
     if return_log_prob:
         run.check_flow("return_log_prob")
-    rows, all_rows = rows_of(n, indices), _check_path(brownian, n, indices)
+    rows, all_rows, parts = rows_of(n, indices), _check_path(brownian, n, indices), list[Any]()
     cond = model.expand_condition(cond, n, model.shift.device)
-    parts: list[Any] = []
     for part in chunks(n, model.dim * (DEFAULT_NODES if return_log_prob else 1), batch_size):
         z = draw_prior(model, run, rows[part], dtype)
         c = None if cond is None else cond[part]
         if return_log_prob:
             parts.append(sample_with_log_prob(model, run, z, c, rows[part], divergence))
         else:
-            path = brownian and brownian.take(all_rows[part])
-            solution = run.carry(model, z, c, rows[part], brownian=path)
+            own = {"brownian": brownian.take(all_rows[part])} if brownian else {}
+            solution = run.carry(model, z, c, rows[part], **own)
             parts.append(_finish(model, run, solution, c, denoise))
         if progress is not None:
             progress(part.stop)

@@ -422,3 +422,18 @@ def test_global_error_is_in_data_units_whatever_the_chunks() -> None:
     exact = model.sample(20, solver="dopri8", rtol=1e-11, atol=1e-11, seed=3, dtype=F64)
     torch.testing.assert_close(solution.global_error, x - exact, rtol=0.2, atol=1e-5)
     torch.testing.assert_close(chunked.global_error, solution.global_error, rtol=1e-9, atol=1e-12)
+
+
+def test_a_path_that_does_not_fit_is_told() -> None:
+    model = sdediff.reference.eight_gaussians().model(sdediff.VP())
+    path = solvers.BrownianPath(solvers.Noise(0, torch.arange(4), (2,)), (1.0, 1e-5))
+    for asked in ({"n": 8}, {"n": 2}, {"n": 4, "indices": [9, 8, 7, 6]}):
+        with pytest.raises(ValueError, match="the Brownian path is one of 4 samples"):
+            model.sample(solver="euler-maruyama", steps=5, brownian=path, **asked)
+    with pytest.raises(
+        ValueError, match=r"the Brownian path is of torch.float32 on cpu and the state of torch"
+    ):
+        model.sample(4, solver="euler-maruyama", steps=5, brownian=path, dtype=F64)
+    whole = model.sample(4, solver="euler-maruyama", steps=5, brownian=path)
+    parts = model.sample(4, solver="euler-maruyama", steps=5, brownian=path, batch_size=3)
+    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-6)

@@ -132,3 +132,15 @@ def test_bad_arguments() -> None:
         GaussianMultistep(finest=1.5)
     with pytest.raises(ValueError, match=r"order=0"):
         GaussianMultistep(order=0)
+
+
+def test_reaches_the_data_where_sigma_vanishes() -> None:
+    process = sdediff.RectifiedFlow()
+    x = process.perturb(DATA.sample(32, seed=0), 0.99, 0)[0]
+    problem = solvers.SemiLinear(
+        process, lambda t, x: DATA.denoise(process, x, t), scale=1.3, centre=DATA.mean
+    )
+    end = solvers.solve(problem, x, (0.99, 0.0), "gaussian-multistep", steps=40).x
+    assert float((end - DATA.flow(process, x, 0.99, None)).square().mean().sqrt()) < 5e-3
+    with pytest.raises(ValueError, match="sigma vanishes at t=0, where nothing tells the data"):
+        solvers.solve(problem, end, (0.0, 0.99), "gaussian-multistep", steps=5)
