@@ -139,8 +139,8 @@ def sample(
         if return_log_prob:
             parts.append(sample_with_log_prob(model, run, z, c, rows[part], divergence))
         else:
-            own = {"brownian": brownian.take(all_rows[part])} if brownian else {}
-            solution = run.carry(model, z, c, rows[part], **own)
+            path = brownian and brownian.take(all_rows[part])
+            solution = run.carry(model, z, c, rows[part], brownian=path)
             parts.append(_finish(model, run, solution, c, denoise))
         if progress is not None:
             progress(part.stop)
