@@ -149,9 +149,10 @@ def _span(problem: Problem, t: tuple[float, float] | None) -> tuple[float, float
         if not isinstance(problem, SemiLinear):
             raise ValueError("no interval was given: give t=(start, end)")
         return problem.process.t_max, problem.process.t_min
-    if len(t) != 2:
-        raise ValueError(f"t has {len(t)} entries: give two times, (start, end)")
-    start, end = (float(s) for s in t)
+    try:
+        start, end = (float(s) for s in t)
+    except (TypeError, ValueError):
+        raise ValueError(f"t={t!r} is not an interval: give two times, (start, end)") from None
     if not (math.isfinite(start) and math.isfinite(end)) or start == end:
         raise ValueError(f"t=({start}, {end}) is not an interval: give two different finite times")
     return start, end
@@ -161,6 +162,7 @@ def time_grid(
     problem: Problem, solver: Solver, t: tuple[float, float] | None, steps: int | None, grid: Grid | None
 ) -> tuple[float, ...]:
     """The times a solver steps through: its whole grid, or the two ends for an adaptive one."""
+    t = None if t is None else _span(problem, t)
     if solver.adaptive:
         if steps is not None or grid is not None:
             raise TypeError(
