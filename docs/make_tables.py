@@ -16,6 +16,8 @@ import solvers
 
 FOLDER = Path(__file__).resolve().parent
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+# A semicolon, or a full stop before a capital letter, save that of an abbreviation such as "Appl. Math."
+SENTENCE_END = re.compile(r";|(?<!\S)(?![A-Z][a-z]*\.)\S+\.(?= [A-Z])")
 STEPS = 8
 
 
@@ -56,7 +58,15 @@ def source(solver: solvers.Solver) -> str:
     text = inspect.getdoc(type(solver)) or ""
     found = re.search(r"References:\n((?: +.*\n?)+)", text)
     where = found[1] if found else (re.search(r"\(([^()]*\d{4}[^()]*)\)", text) or ["", "textbook"])[1]
-    return re.split(r";|\. Their ", " ".join(where.split()))[0].rstrip(".")
+    words = marked_up(" ".join(where.split()))
+    end = SENTENCE_END.search(words)
+    return (words[: end.end()] if end else words).rstrip(".;")
+
+
+def marked_up(text: str) -> str:
+    """A docstring's words as Markdown: formulas between dollars, other roles as code."""
+    text = re.sub(r":math:`([^`]*)`", r"$\1$", text)
+    return re.sub(r":[\w:]+:`~?([^`]*)`", r"`\1`", text)
 
 
 def kind(solver: solvers.Solver) -> str:
@@ -87,16 +97,30 @@ def solver_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def coupling(name: str) -> str:
+    """Whether the samples of a batch share their steps: by default, or where steps are made adaptive."""
+    solver = solvers.get(name)
+    if solver.batch_coupled:
+        return "yes"
+    if not solver.adaptive and "adaptive" in inspect.signature(type(solver)).parameters:
+        try:
+            return "with `adaptive=True`" if solvers.get(name, adaptive=True).batch_coupled else "no"
+        except ValueError:  # this method cannot be adaptive
+            pass
+    return "no"
+
+
 def foreign_table() -> str:
     """Other libraries' methods."""
-    lines = ["| library | methods | equation | batch shares its steps |", "|---|---|---|---|"]
+    lines = ["| library | equation | batch shares its steps | methods |", "|---|---|---|---|"]
     names = [name for name in solvers.available() if "/" in name]
     for library in sorted({name.split("/")[0] for name in names}):
-        methods = [name for name in names if name.startswith(library + "/")]
-        example = solvers.get(methods[0])
-        listed = ", ".join(f"`{name}`" for name in methods)
-        kind = "SDE" if example.default_eta else "ODE"
-        lines.append(f"| {library} | {listed} | {kind} | {'yes' if example.batch_coupled else 'no'} |")
+        groups: dict[tuple[str, str], list[str]] = {}
+        for name in names:
+            if name.startswith(library + "/"):
+                groups.setdefault((kind(solvers.get(name)), coupling(name)), []).append(f"`{name}`")
+        for (equation, shared), methods in groups.items():
+            lines.append(f"| {library} | {equation} | {shared} | {', '.join(methods)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -148,10 +148,8 @@ class BrownianPath:
             row = int((~inside).nonzero()[0])
             inside, a, b = False, float(a[row]), float(b[row])
         if not isinstance(inside, Tensor) and not inside:
-            raise ValueError(
-                f"the path runs from {self.times[0]:g} to {self.times[-1]:g}: [{a:g}, {b:g}] is not a part "
-                "of it"
-            )
+            first, last, a, b = (self.direction * t + 0.0 for t in (self.times[0], self.times[-1], a, b))
+            raise ValueError(f"the path runs from {first:g} to {last:g}: [{a:g}, {b:g}] is not a part of it")
 
     def _locate(self, t: Any) -> _Point:
         """The point at a time; the end of a cell is the start of the next."""

@@ -1,6 +1,7 @@
 """The comparison of solvers: what it measures is right, and what it writes is whole."""
 
 import csv
+import dataclasses
 import io
 import itertools
 import json
@@ -190,6 +191,60 @@ def test_a_solver_that_fails_is_told_and_does_not_stop_the_others():
     for text in (report.table(), report.to_html()):
         assert "1 of 64 samples failed" in text and "not this one" in text
     json.loads(report.to_json())
+
+
+def test_every_failure_is_a_row():
+    class Divides(Refusing):
+        def integrate(self, problem, x, request):
+            return 1 / 0 if len(x) > 1 else super().integrate(problem, x, request)
+
+    wrong = ["dopri5:grid=fitted", "ddim:eta=-1", "ddim:eta=loud", Divides()]
+    report = compare("eight-gaussians", [*wrong, "ddim"], nfe=(5,), tolerances=(0.1,), repeats=1)
+    assert [row.solver for row in report.rows[:3]] == wrong[:3]
+    told = ("chooses its own", "eta", "'str'", "ZeroDivisionError")
+    for row, words in zip(report.rows[:4], told, strict=True):
+        assert words in row.failure and row.nfe is None
+    assert report.rows[4].error > 0 and not report.rows[4].failure
+
+
+def test_a_run_that_fails_later_keeps_its_result():
+    class Tires(solvers.DDIM):
+        runs = 0
+
+        def integrate(self, problem, x, request):
+            self.runs += len(x) > 1
+            if self.runs > 1:
+                raise RuntimeError("tired")
+            return super().integrate(problem, x, request)
+
+    report = compare("eight-gaussians", [Tires(), "ddim"], nfe=(5,), repeats=2)
+    assert report.rows[0].error > 0 and report.rows[0].failure == "tired" and not report.rows[1].failure
+
+
+def test_a_budget_below_one_step_is_told():
+    report = compare("eight-gaussians", ["rk4"], nfe=(3, 4))
+    assert [(row.setting, row.nfe) for row in report.rows] == [("NFE 3", None), ("1 steps", 4.0)]
+    assert report.rows[0].failure == "a budget below one step, which takes 4" and not report.rows[1].failure
+
+
+def test_the_evaluations_told_are_those_spent():
+    """An implicit solver takes more than on the network of zeros by which its steps are chosen."""
+    model, spent = reference.eight_gaussians(dtype=F64).model(sdediff.VP()), []
+    report = compare("eight-gaussians", ["torchdiffeq/implicit_adams"], nfe=(20,), seed=1)
+    handle = model.network.register_forward_hook(lambda *_: spent.append(1))
+    steps = int(report.rows[0].setting.split()[0])
+    model.sample(64, "torchdiffeq/implicit_adams", steps=steps, seed=1, dtype=F64)
+    handle.remove()
+    assert report.rows[0].nfe == len(spent) > 20
+
+
+def test_errors_that_are_not_finite_are_written(tmp_path):
+    report = compare("eight-gaussians", ["ddim"], nfe=(5, 10))
+    row = dataclasses.replace(report.rows[0], error=math.inf)
+    report = dataclasses.replace(report, rows=[row, report.rows[1]], truth_error=math.nan)
+    content = json.loads(report.to_json())
+    assert content["rows"][0]["error"] is None and content["truth_error"] is None
+    assert content["rows"][1]["error"] == report.rows[1].error and len(report.save(tmp_path)) == 5
 
 
 # -- what is written -----------------------------------------------------------------------------------------

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+import solvers
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
@@ -25,3 +30,36 @@ def test_tables_are_up_to_date():
     )
     assert done.returncode == 0, done.stderr
     assert not done.stdout.strip(), f"run `python docs/make_tables.py`: out of date in {done.stdout.strip()}"
+
+
+@pytest.fixture(scope="module")
+def make_tables():
+    spec = importlib.util.spec_from_file_location("make_tables", DOCS / "make_tables.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_methods_are_listed_by_what_they_do(make_tables):
+    rows = [line.split(" | ") for line in make_tables.foreign_table().splitlines()[2:]]
+
+    def of(name):
+        return next(row[1:3] for row in rows if f"`{name}`" in row[3])
+
+    assert of("diffusers/DDPM") == ["SDE", "no"] and of("diffusers/UniPCMultistep") == ["ODE", "no"]
+    assert of("torchdiffeq/rk4") == ["ODE", "no"] and of("torchdiffeq/dopri5") == ["ODE", "yes"]
+    assert of("torchsde/srk") == ["SDE", "with `adaptive=True`"] and of("torchsde/euler") == ["SDE", "no"]
+
+
+def test_sources_are_one_sentence_of_markdown(make_tables):
+    def source(name):
+        return make_tables.source(solvers.get(name))
+
+    assert source("seeds-3").endswith('"3b")') and source("pc") == (
+        "Song et al. (2021), arXiv 2011.13456, algorithm 1"
+    )
+    assert source("bosh3") == "Bogacki & Shampine (1989), Appl. Math. Lett. 2, 321-325"
+    assert make_tables.marked_up(r"a :math:`\varphi_2` of :class:`~solvers.DDIM`") == (
+        r"a $\varphi_2$ of `solvers.DDIM`"
+    )
+    assert ":`" not in make_tables.solver_table()

@@ -14,6 +14,7 @@ import solvers
 from sdediff.processes import VP
 from sdediff.reference import random_mixture
 from solvers.adapt import adapt
+from solvers.grids import log_snr_grid
 from solvers.noise import Noise, Stream
 from solvers.runge_kutta import DOPRI5
 from solvers.solver import Request
@@ -143,3 +144,15 @@ def test_step_doubling_estimates_the_local_error_of_the_state_it_keeps(name: str
     step = solver.step(problem, 0.0, h, x, None, Noise.like(x, 0))
     assert step.error is not None
     torch.testing.assert_close(step.error, exact - step.x, rtol=0.1, atol=1e-12)
+
+
+@pytest.mark.parametrize("marks", ([0.5, 0.5 - 5e-7], [0.5, 0.5 - 1e-8], "log-snr"))
+def test_marks_close_together_are_no_steps_too_small(marks: list[float] | str) -> None:
+    process = VP()
+    problem = solvers.SemiLinear(process, lambda t, x: MIXTURE.denoise(process, x, t), eta=1.0)
+    grid = log_snr_grid(process, 500).tolist() if marks == "log-snr" else marks
+    span, x = (process.t_max, process.t_min), starts()
+    sol = solvers.solve(problem, x, span, "gotta-go-fast", save_at=grid)
+    plain = solvers.solve(problem, x, span, "gotta-go-fast")
+    assert bool(sol.ok.all()) and sol.path is not None and bool(torch.isfinite(sol.path).all())
+    assert bool((sol.nfe <= plain.nfe + 4 * len(grid)).all())

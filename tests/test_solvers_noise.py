@@ -476,6 +476,11 @@ def test_queries_outside_and_broken_times_are_refused() -> None:
             path(*query)
         with pytest.raises(ValueError, match="the path runs from 0 to 4"):
             path(*(torch.tensor([0.5, s, 0.5], dtype=F64) for s in query))
+    falling = path_of(times=(1.0, 0.0))
+    with pytest.raises(ValueError, match=r"the path runs from 1 to 0: \[0.2, -0.5\] is not"):
+        falling(0.2, -0.5)
+    with pytest.raises(ValueError, match=r"the path runs from 1 to 0: \[0.2, -0.5\] is not"):
+        falling(*torch.tensor([[0.2] * 3, [-0.5] * 3], dtype=F64))
     for times in ((0.0,), (), (0.0, 1.0, 1.0), (0.0, 1.0, 0.5), (0.0, math.nan)):
         with pytest.raises(ValueError, match="at least two strictly rising"):
             path_of(times=times)

@@ -17,7 +17,7 @@ from sdediff.processes import GaussianProcess
 from sdediff.text import machine
 from solvers import Solution, Solver
 
-from .entry import Entry
+from .entry import Entry, told
 from .report import Report, Row
 from .target import Target, rms
 
@@ -70,7 +70,9 @@ def compare(
         model: A model, a closed form of `sdediff.reference`, or the name of one: "eight-gaussians", "rings",
             "mixture-8", "product-16".
         solvers: Names, with options after colons ("ddim:eta=1", "dpm++3m:grid=fitted"), solvers, or entries.
-        nfe: Evaluations a sample; a fixed-grid solver takes the most steps that stay within each.
+        nfe: Evaluations a sample; a fixed-grid solver takes the most steps that stay within each, counted
+            on a network that returns zero. What a run really takes is its row's `nfe`: for implicit solvers,
+            which iterate, it may be more. A number below that of one step makes a row that says so.
         tolerances: rtol = atol of adaptive solvers.
         process: The process of a closed form; VP by default.
         measure: "auto" as above; "distance" measures all solvers by law; "strong" the stochastic ones along
@@ -83,7 +85,7 @@ def compare(
         progress: Called with the number of finished runs and of all, timed ones included.
 
     Returns:
-        The report.
+        The report. A run that fails is a row with a `failure`; the others go on.
 
     Raises:
         TypeError: If `model` or a solver is none.
@@ -104,9 +106,9 @@ def compare(
     target = Target.of(model, process, samples, seed, title)
     began = time.perf_counter()
     runs = [
-        _Run(target, entry, setting, options, measure)
+        _Run(target, entry, setting, options, measure, failure)
         for entry in map(Entry.of, solvers)
-        for setting, options in entry.settings(nfe, tolerances)
+        for setting, options, failure in entry.settings(nfe, tolerances)
     ]
     total = len(runs) * (1 + repeats)
     tell = progress or (lambda done, of: None)
@@ -154,11 +156,15 @@ class _Run:
 
     def measure(self) -> None:
         """Run it, and compare its samples with the truth."""
-        try:
-            x = self._sample()
-        except (TypeError, ValueError, RuntimeError, ImportError) as error:
-            self.failure = " ".join(str(error).split())
+        if self.failure:
             return
+        try:
+            self._measure()
+        except Exception as error:  # whatever it is: the other runs must not be lost
+            self.failure = told(error)
+
+    def _measure(self) -> None:
+        x = self._sample()
         self.first = self.times.pop()
         ok = torch.isfinite(x.flatten(1)).all(dim=1)
         if not bool(ok.all()):
@@ -170,8 +176,12 @@ class _Run:
 
     def again(self) -> None:
         """Run it for its time alone."""
-        if self.solution is not None:
+        if self.solution is None:
+            return
+        try:
             self._sample()
+        except Exception as error:
+            self.failure = self.failure or told(error)
 
     def _truth(self) -> Tensor:
         if self.entry.follows_the_flow:
@@ -181,7 +191,12 @@ class _Run:
     def _sample(self) -> Tensor:
         options = self.options
         if options.get("grid") == "fitted":
-            steps = options["steps"]
+            steps = options.get("steps")
+            if steps is None:
+                raise TypeError(
+                    f"a grid is fitted to a number of steps, and {self.entry.solver.name} chooses its own: "
+                    "leave grid=fitted out"
+                )
             grid = fit_grid(self.target.model, steps, self.entry.solver, seed=self.target.seed + 1)
             self.options = options = {k: v for k, v in options.items() if k != "steps"} | {"grid": grid}
         if self.how == "strong" and self.measures_error and not self.entry.follows_the_flow:

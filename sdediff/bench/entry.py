@@ -77,19 +77,32 @@ class Entry:
 
     def settings(
         self, nfe: Sequence[int], tolerances: Sequence[float]
-    ) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Its runs: the setting in words, and the options of `sample`."""
+    ) -> Iterator[tuple[str, dict[str, Any], str]]:
+        """Its runs: the setting in words, the options of `sample`, and why there is no such run, if so."""
         if self.solver.adaptive:
             for tolerance in tolerances:
-                yield f"tol {tolerance:g}", self.options | {"rtol": tolerance, "atol": tolerance}
+                yield f"tol {tolerance:g}", self.options | {"rtol": tolerance, "atol": tolerance}, ""
             return
-        counts = dict.fromkeys(self.steps_within(n) for n in nfe)  # each once, in order
-        for steps in counts:
-            if steps:
-                yield f"{steps} steps", self.options | {"steps": steps}
+        seen = {0}  # each number of steps once
+        for n in nfe:
+            try:
+                steps = self.steps_within(n)
+                needs = 0 if steps else self._evaluations(1)
+            except Exception as error:  # whatever a solver or an option of it raises
+                yield f"NFE {n}", self.options, told(error)
+                continue
+            if not steps:
+                yield f"NFE {n}", self.options, f"a budget below one step, which takes {needs}"
+            elif steps not in seen:
+                seen.add(steps)
+                yield f"{steps} steps", self.options | {"steps": steps}, ""
 
     def steps_within(self, nfe: int) -> int:
-        """The most steps that take no more evaluations than that; 0 where even one does."""
+        """The most steps that take no more evaluations than that; 0 where even one does.
+
+        They are counted on a network that returns zero. An implicit solver iterates until its equation is
+        solved, and may take more on another.
+        """
         steps = max(1, nfe * _TRIAL // max(1, self._evaluations(_TRIAL)))
         while steps and self._evaluations(steps) > nfe:
             steps -= 1
@@ -103,6 +116,14 @@ class Entry:
             problem, torch.zeros(1, 1, dtype=torch.float64), solver=self.solver, steps=steps
         )
         return int(solution.nfe[0])
+
+
+def told(error: Exception) -> str:
+    """An exception in a line."""
+    words = " ".join(str(error).split())
+    if words and isinstance(error, (TypeError, ValueError, RuntimeError, ImportError)):
+        return words
+    return f"{type(error).__name__}: {words}".removesuffix(": ")
 
 
 def _nothing(t: Any, x: Tensor) -> Tensor:

@@ -37,6 +37,8 @@ def groups(report: Report) -> list[Group]:
         Group("law of the samples", "energy distance to exact samples", "distance", []),
     ]
     for row in report.rows:
+        if not math.isfinite(row.error or row.distance or 0.0):
+            continue
         if row.error is not None:
             kinds[row.kind != "ODE"].rows.append(row)
         elif row.distance is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -149,8 +150,8 @@ class Report:
         return text.getvalue()
 
     def to_json(self) -> str:
-        """Everything, as JSON."""
-        return json.dumps(asdict(self), indent=2, allow_nan=False) + "\n"
+        """Everything, as JSON; numbers that are not finite become null."""
+        return json.dumps(_finite(asdict(self)), indent=2, allow_nan=False) + "\n"
 
     def figure(self) -> Figure:
         """The work-precision diagram."""
@@ -185,6 +186,15 @@ class Report:
             files.write_text(place / name, text)
         viz.save(self.figure(), place / "diagram.png")
         return [place / name for name in ("diagram.png", *sorted(texts))]
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for inf and NaN."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _number(value: float | None) -> str:
