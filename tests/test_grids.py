@@ -319,3 +319,11 @@ def test_what_has_no_grid_to_fit():
         sdediff.fit_grid(model, 0, "ddim")
     with pytest.raises(ValueError, match="two or more falling times"):
         solvers.FittedGrid((0.1, 0.5), (1.0, 1.0), (1.0, 1.0), "", "", 0.0, 0.0)
+
+
+def test_a_grid_fitted_on_a_wider_interval_serves_there():
+    model = sdediff.reference.eight_gaussians().model(sdediff.VP())
+    grid = sdediff.fit_grid(model, 4, "ddim", t_span=(1e-6, 1.0), samples=16)
+    assert model.sample(3, "ddim", grid=grid, t_span=(1e-6, 1.0)).shape == (3, 2)
+    with pytest.raises(ValueError, match="fitted to VP"):
+        model.sample(3, "ddim", grid=grid)
