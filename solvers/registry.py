@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import entry_points
@@ -122,7 +123,7 @@ def _foreign() -> dict[str, Factory]:
     found: dict[str, Factory] = {}
 
     def bind(cls: Factory, method: str) -> Factory:
-        return lambda **options: cls(method, **options)
+        return partial(cls, method)
 
     if find_spec("torchdiffeq"):
         from .backends.torchdiffeq import METHODS as torchdiffeq_methods
@@ -201,22 +202,68 @@ def get(name: str, **options: Any) -> Solver:
 
     Raises:
         ValueError: If the name is unknown; the nearest names are offered.
-        TypeError: If the solver does not take an option.
+        TypeError: If the name is no string, the solver does not take an option, or what bears the name makes
+            no solver.
+        ImportError: If an entry point of that name does not load.
 
     Example:
         >>> get("dopri5", rtol=1e-6)
         Dopri5(rtol=1e-06, atol=1e-05)
     """
+    if not isinstance(name, str):
+        raise TypeError(f'name={name!r} is no name of a solver: give a string such as "dopri5"')
     factories = _FACTORIES if name in _FACTORIES else _factories()
     if name not in factories:
         for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
-            factories[name] = point.load()
+            factories[name] = _load(point)
     if name not in factories:
         lower = {known.lower(): known for known in available()}
         near = [lower[n] for n in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.4)]
         hint = f"did you mean {' or '.join(near)}?" if near else "solvers.available() lists them all"
         raise ValueError(f"there is no solver named {name!r}: {hint}")
-    return factories[name](**options)
+    _check_options(name, factories[name], options)
+    solver = factories[name](**options)
+    if not isinstance(solver, Solver):
+        raise TypeError(
+            f"the entry point or factory {name!r} returned a {type(solver).__name__}, not a solver: let it "
+            "be a subclass of solvers.Solver, or a function that returns one of its objects"
+        )
+    return solver
+
+
+def _load(point: Any) -> Factory:
+    """What an entry point names."""
+    try:
+        factory = point.load()
+    except Exception as error:
+        raise ImportError(
+            f"the entry point {point.name!r} of {ENTRY_POINT_GROUP!r} does not load, for a "
+            f"{type(error).__name__}: mend or uninstall the package that declares it"
+        ) from error
+    if not callable(factory):
+        raise TypeError(
+            f"the entry point {point.name!r} of {ENTRY_POINT_GROUP!r} names a {type(factory).__name__}: let "
+            "it name a subclass of solvers.Solver, or a function that returns a solver"
+        )
+    return factory
+
+
+def _check_options(name: str, factory: Factory, options: dict[str, Any]) -> None:
+    """Raise a TypeError for options that the factory does not take."""
+    if not options:
+        return
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):  # it tells no signature
+        return
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return
+    known = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    wrong = [f"{k}={v!r}" for k, v in options.items() if k not in known]
+    if wrong:
+        mend = f"the options {', '.join(known)} only: give" if known else "no options: leave"
+        ending = "those" if known else "them out"
+        raise TypeError(f"{name} was given {', '.join(wrong)} and takes {mend} {ending}")
 
 
 def resolve(solver: str | Solver, rtol: float | None = None, atol: float | None = None) -> Solver:

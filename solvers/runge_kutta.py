@@ -11,7 +11,7 @@ from .dop853 import DOPRI8
 from .noise import Noise
 from .problems import Problem, Time, expand
 from .solution import Solution
-from .solver import Orders, Request, Solver, Step, StepSolver, check_tolerances
+from .solver import Orders, Request, Solver, Step, StepSolver, check_limits, check_tolerances
 from .tableaus import BOSH3, DOPRI5, EULER, HEUN, MIDPOINT, RALSTON, RK4, TSIT5, Tableau
 from .trees import Row
 
@@ -174,7 +174,8 @@ class AdaptiveRungeKutta(Solver):
         min_step: Smallest step, as a fraction of the interval.
 
     Raises:
-        ValueError: If a tolerance is not positive, or the tableau has no error weights.
+        ValueError: If a tolerance is not positive and finite, `max_nfe` no whole number of at least 1,
+            `min_step` not in [0, 1), or the tableau has no error weights.
     """
 
     adaptive = True
@@ -191,12 +192,9 @@ class AdaptiveRungeKutta(Solver):
             raise ValueError(
                 "an adaptive method needs a tableau with error weights: give b_error, or use RungeKutta"
             )
-        if not (max_nfe >= 1 and 0 <= min_step < 1):
-            raise ValueError(
-                f"max_nfe={max_nfe}, min_step={min_step}: give max_nfe >= 1 and 0 <= min_step < 1"
-            )
         self.rtol, self.atol = check_tolerances(rtol, atol)
-        self.tableau, self.max_nfe, self.min_step = tableau, max_nfe, min_step
+        self.max_nfe, self.min_step = check_limits(max_nfe, min_step)
+        self.tableau = tableau
         self.orders = Orders(ode=tableau.order)
 
     def integrate(self, problem: Problem, x: Tensor, request: Request) -> Solution:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -74,9 +75,28 @@ class Request:
 
 def check_tolerances(rtol: float, atol: float) -> tuple[float, float]:
     """Return tolerances that are usable, raise ValueError for others."""
-    if not (rtol > 0 and atol > 0):
-        raise ValueError(f"rtol={rtol}, atol={atol}: give positive tolerances")
+    try:
+        usable = 0 < rtol < math.inf and 0 < atol < math.inf
+    except TypeError:
+        usable = False
+    if not usable:
+        raise ValueError(f"rtol={rtol!r}, atol={atol!r}: give positive tolerances that are finite")
     return rtol, atol
+
+
+def check_limits(max_nfe: int, min_step: float) -> tuple[int, float]:
+    """Return the limits of an adaptive solve when they are usable, raise ValueError for others."""
+    try:
+        usable = not isinstance(max_nfe, bool) and 1 <= max_nfe < math.inf and int(max_nfe) == max_nfe
+        usable = usable and 0 <= min_step < 1
+    except TypeError:
+        usable = False
+    if not usable:
+        raise ValueError(
+            f"max_nfe={max_nfe!r}, min_step={min_step!r}: give max_nfe >= 1 and 0 <= min_step < 1, max_nfe a "
+            "whole number"
+        )
+    return int(max_nfe), min_step
 
 
 class Solver(ABC):

@@ -254,6 +254,21 @@ def test_predictors_that_cannot_be_corrected_are_refused() -> None:
         solvers.PredictorCorrector(solvers.Dopri5(), solvers.Langevin())  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="corrects already"):
         solvers.PredictorCorrector(solvers.get("pc"), solvers.Langevin())  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"DDIM\(\) is no corrector: give one, such as solvers.Langevin"):
+        solvers.PredictorCorrector(solvers.DDIM(), solvers.DDIM())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ("pc", "pc-song", "pc-underdamped"))
+def test_a_corrector_leaves_the_state_alone_where_no_noise_is_left(name: str) -> None:
+    """At sigma = 0: the last of the steps is the predictor's alone."""
+    task = SemiLinear(RectifiedFlow(), lambda t, x: 0.5 * torch.tanh(x), eta=1.0)
+    solver, grid = solvers.get(name), (0.99, 0.6, 0.3, 0.0)
+    assert isinstance(solver, solvers.PredictorCorrector)
+    sol = solve(task, rows(0.4, -1.1), solver=solver, grid=grid, save_at=grid)
+    assert bool(sol.ok.all()) and int(sol.nfe[0]) == 3 + 2 * solver.corrector.iterations
+    assert sol.path is not None
+    last = solver.predictor.step(task, 0.3, 0.0, sol.path[2], None, Noise.like(sol.x, 0).at(2))
+    assert torch.equal(sol.x, last.x)
 
 
 # -- restarts --------------------------------------------------------------------------------------------
@@ -379,6 +394,9 @@ def test_misfitting_restarts_are_refused() -> None:
     for interval in ((0.0, 1.0, 1), (1.0, 0.5, 1), (0.1, 0.2, 0), (0.1, 0.2, 1.5)):
         with pytest.raises(ValueError, match="no interval to restart in"):
             solvers.Restart(solvers.Heun(), [interval])  # type: ignore[list-item]
+    for odd in ((1, 2), 0.06, (0.1, 0.2, math.inf), (0.1, "b", 1), None):
+        with pytest.raises(ValueError, match=r"no interval to restart in: give \(low, high, repeats\)"):
+            solvers.Restart(solvers.DDIM(), [odd])  # type: ignore[list-item]
     task, _ = gaussian(PROCESS, 0.5, eta=0.0)
     with pytest.raises(ValueError, match="let t fall"):
         solve(task, rows(1.0), (0.1, 0.9), "restart", steps=4)
@@ -444,6 +462,27 @@ def test_finer_result_is_the_solvers_own_on_the_halved_grid() -> None:
     assert torch.equal(sol.x, fine.x) and sol.path is not None and fine.path is not None
     assert torch.equal(sol.path, fine.path)
     assert sol.nfe.tolist() == [2 * 9 + 2 * 18] * 4 and sol.accepted.tolist() == [27] * 4
+
+
+def test_states_kept_are_extrapolated_as_the_last_one_is(exact: Tensor) -> None:
+    grid = torch.linspace(*SPAN, 41, dtype=F64)
+    solver = solvers.Richardson(solvers.Heun(), keep="extrapolated")
+    sol = solve(mixture(), starts(), solver=solver, grid=grid, save_at=grid[[0, 20, 40]])
+    half = solve(mixture(), starts(), solver=solver, grid=grid[:21]).x
+    assert sol.path is not None and torch.equal(sol.path[0], starts())
+    assert torch.equal(sol.path[2], sol.x) and torch.equal(sol.path[1], half)
+
+
+@pytest.mark.parametrize("keep", ("fine", "extrapolated"))
+def test_a_solver_of_equal_steps_is_halved_in_t(keep: Any, exact: Tensor) -> None:
+    inner = solvers.get("torchdiffeq/explicit_adams")
+    solver = solvers.Richardson(inner, keep=keep)
+    assert solver.equal_steps
+    sol = solve(mixture(), starts(), SPAN, solver, steps=200)
+    error = sol.x + (sol.global_error if keep == "extrapolated" else 0) - exact
+    assert sol.global_error is not None
+    assert float((sol.global_error - error).abs().max()) < 0.1 * float(error.abs().max())
+    assert halve(mixture(), (0.9, 0.5, 0.1), equal_steps=True) == pytest.approx((0.9, 0.7, 0.5, 0.3, 0.1))
 
 
 def test_halved_grids_lie_between() -> None:

@@ -305,7 +305,11 @@ def test_only_dopri5_reuses_its_last_stage() -> None:
 def test_an_adaptive_method_needs_error_weights_and_tolerances() -> None:
     with pytest.raises(ValueError, match="needs a tableau with error weights"):
         solvers.AdaptiveRungeKutta(solvers.RungeKutta4().tableau)
-    for wrong in ({"rtol": 0.0}, {"atol": -1e-3}, {"rtol": math.nan}):
+    bad: tuple[dict[str, Any], ...] = (
+        {"rtol": 0.0}, {"atol": -1e-3}, {"rtol": math.nan}, {"rtol": math.inf},
+        {"atol": math.inf}, {"rtol": "a"},
+    )  # fmt: skip
+    for wrong in bad:
         with pytest.raises(ValueError, match="give positive tolerances"):
             Dopri5(**wrong)
         with pytest.raises(ValueError, match="give positive tolerances"):
@@ -318,6 +322,12 @@ def test_solvers_that_cannot_be_composed_are_refused() -> None:
     for inner in (Dopri5(), solvers.get("pc"), "heun"):
         with pytest.raises(TypeError, match="not seen by halving"):
             solvers.StepDoubling(inner)  # type: ignore[arg-type]
+
+    class Unordered(solvers.DDIM):
+        orders = solvers.Orders(strong=1)
+
+    with pytest.raises(TypeError, match="states no order for ODEs"):
+        solvers.StepDoubling(Unordered())
     for wrong in ({"snr": 0.0}, {"iterations": 0}):
         with pytest.raises(ValueError, match="give a positive snr"):
             solvers.Langevin(**wrong)  # type: ignore[arg-type]
@@ -331,8 +341,22 @@ def test_names_are_unique_and_lead_to_new_objects() -> None:
     assert names == sorted(set(names)) and {"dopri5", "heun", "pc", "ddim"} <= set(names)
     assert solvers.get("heun") is not solvers.get("heun")
     assert solvers.get("dopri5", rtol=1e-7).rtol == 1e-7  # type: ignore[attr-defined]
-    with pytest.raises(TypeError):
-        solvers.get("heun", rtol=1e-7)
+    for options, words in (
+        ({"order": 2}, "heun was given order=2 and takes no options: leave them out"),
+        ({"rtol": 1e-7, "atol": 1e-7}, "heun was given rtol=1e-07, atol=1e-07 and takes no options"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            solvers.get("heun", **options)
+    for name, takes in (
+        ("dopri5", "rtol, atol, max_nfe, min_step"),
+        ("pc", "snr"),
+        ("scipy/RK45", "rtol, atol, per_sample"),
+    ):
+        with pytest.raises(TypeError, match=f"{name} was given order=2 and takes the options {takes} only"):
+            solvers.get(name, order=2)
+    for wrong in (None, 3, solvers.Heun()):
+        with pytest.raises(TypeError, match='is no name of a solver: give a string such as "dopri5"'):
+            solvers.get(wrong)  # type: ignore[arg-type]
 
 
 def test_registering_and_taking_away() -> None:
@@ -379,6 +403,32 @@ def test_entry_points_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(where["group"] == "solvers.methods" for where in asked)
     with pytest.raises(ValueError, match="there is no solver named"):
         solvers.get("nobody's")
+
+
+def test_entry_points_that_lead_to_no_solver_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Point:
+        name = "theirs"
+
+        def __init__(self, found: Any) -> None:
+            self.found = found
+
+        def load(self) -> Any:
+            if isinstance(self.found, Exception):
+                raise self.found
+            return self.found
+
+    missing = ModuleNotFoundError("No module named 'theirs'")
+    cases: tuple[tuple[Any, type[Exception], str], ...] = (
+        (missing, ImportError, "'theirs' of 'solvers.methods' does not load, for a ModuleNotFoundError"),
+        (3, TypeError, "'theirs' of 'solvers.methods' names a int"),
+        (dict, TypeError, "'theirs' returned a dict, not a solver"),
+    )
+    for found, error, words in cases:
+        points = [Point(found)]
+        monkeypatch.setattr(registry, "entry_points", lambda _points=points, **where: _points)
+        with pytest.raises(error, match=words) as caught:
+            solvers.get("theirs")
+        assert caught.value.__cause__ is (missing if found is missing else None)
 
 
 # -- grids and arguments ---------------------------------------------------------------------------------
@@ -449,6 +499,8 @@ BAD_ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
     "empty interval": ({"t": (1.0, 1.0)}, "two different finite times"),
     "infinite interval": ({"t": (0.0, math.inf)}, "two different finite times"),
     "three times": ({"t": (0.0, 0.5, 1.0)}, r"give two times, \(start, end\)"),
+    "one time": ({"t": 1.0}, r"t=1.0 is not an interval: give two times, \(start, end\)"),
+    "one time beside a grid": ({"grid": [0.0, 1.0], "t": 1.0}, r"give two times, \(start, end\)"),
     "no room": ({"t": (1e6, math.nextafter(1e6, 2e6)), "steps": 4}, "take fewer steps"),
     "save outside": ({"save_at": [0.5, 1.5]}, "times between 0 and 1"),
     "save disordered": ({"save_at": [0.5, 0.25]}, "in the order of the solve"),

@@ -404,10 +404,18 @@ def test_failures_are_told_by_sample() -> None:
     assert "row 0" in sol.describe_failure()
 
 
-@pytest.mark.parametrize("options", ({"max_nfe": 0}, {"min_step": -1.0}, {"min_step": 1.0}))
+@pytest.mark.parametrize(
+    "options",
+    (
+        {"max_nfe": 0}, {"max_nfe": 2.5}, {"max_nfe": math.inf}, {"max_nfe": math.nan}, {"max_nfe": "many"},
+        {"max_nfe": True}, {"min_step": -1.0}, {"min_step": 1.0}, {"min_step": "small"},
+    ),
+)  # fmt: skip
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="give max_nfe >= 1 and 0 <= min_step < 1"):
         GottaGoFast(**options)
+    with pytest.raises(ValueError, match="give max_nfe >= 1 and 0 <= min_step < 1"):
+        solvers.Tsit5(**options)
     with pytest.raises(ValueError, match="positive tolerances"):
         GottaGoFast(rtol=0.0)
 

@@ -29,7 +29,8 @@ class StepDoubling(StepSolver):
         solver: A fixed-grid solver of ODEs of order p.
 
     Raises:
-        TypeError: If the solver chooses its own steps, adds noise of its own, or is a multistep method.
+        TypeError: If the solver chooses its own steps, adds noise of its own, is a multistep method, or
+            states no order for ODEs.
 
     References:
         Hairer, Norsett & Wanner (1993), Solving ODEs I, section II.4, Eq. 4.4.
@@ -41,8 +42,13 @@ class StepDoubling(StepSolver):
                 f"the error of {solver!r} is not seen by halving its steps: take a one-step ODE solver such "
                 'as "heun"'
             )
+        if not solver.orders.ode:
+            raise TypeError(
+                f"{solver!r} states no order for ODEs, so half steps tell no error: set its orders to "
+                'solvers.Orders(ode=...), or take a solver that states one, such as "heun"'
+            )
         self.solver = solver
-        self.orders = Orders(ode=solver.order)
+        self.orders = Orders(ode=solver.orders.ode)
         self.needs_linear_part, self.default_steps = solver.needs_linear_part, solver.default_steps
         self.batch_coupled = solver.batch_coupled
 
@@ -69,7 +75,7 @@ class Richardson(Solver):
     r"""Any solver with an estimate of its *global* error, per sample, from a second solve on a finer grid.
 
     A fixed-grid solver of order p runs on the grid and on its halving (halved in lam where that is finite, in
-    t elsewhere); the finer result is kept, and
+    t elsewhere, and in t throughout for a solver of equal steps); the finer result is kept, and
 
     .. math:: e = (x_{coarse} - x_{fine})\,/\,(2^p - 1) \;\approx\; x_{fine} - x_{exact}
 
@@ -87,7 +93,8 @@ class Richardson(Solver):
     Args:
         solver: A solver whose order for the problem is known, or an adaptive one.
         keep: "fine", or, for an ODE on a fixed grid, "extrapolated" for :math:`x_{fine} - e`, of order p + 1
-            where the error has an expansion in steps; e stays the error of the finer solve.
+            where the error has an expansion in steps; states kept by `save_at` are extrapolated too; e stays
+            the error of the finer solve.
 
     Raises:
         TypeError: If the solver adds noise of its own (correctors, churn, restarts), no order is known for
@@ -122,7 +129,8 @@ class Richardson(Solver):
                 f'{solver!r} chooses its own steps, which no order extrapolates: give keep="fine"'
             )
         self.solver, self.keep = solver, keep
-        for name in ("adaptive", "stochastic", "needs_linear_part", "batch_coupled", "noises"):
+        copied = ("adaptive", "stochastic", "needs_linear_part", "batch_coupled", "equal_steps", "noises")
+        for name in copied:
             setattr(self, name, getattr(solver, name))
         self.default_steps, self.default_eta = solver.default_steps, solver.default_eta
         self.orders = solver.orders
@@ -157,18 +165,25 @@ class Richardson(Solver):
             )
             factor = 1.0
         else:
-            times, halved = request.times, halve(problem, request.times)
+            times, halved = request.times, halve(problem, request.times, self.equal_steps)
             grids = dict.fromkeys((times, halved), request.noise)
             if not is_deterministic(problem):
                 path = path_of(request.noise, times)
                 grids = {grid: Driven(request.noise, path, grid) for grid in grids}
-            coarse = self.solver.integrate(problem, x, Request(times, grids[times]))
+            kept = request.save_at if self.keep == "extrapolated" else None
+            coarse = self.solver.integrate(problem, x, Request(times, grids[times], kept))
             fine = self.solver.integrate(problem, x, replace(request, times=halved, noise=grids[halved]))
             factor = 2.0 ** self._order(problem) - 1
         error = (coarse.x - fine.x) / factor
+        state, kept_states = fine.x, fine.path
+        if self.keep == "extrapolated":
+            state = fine.x - error
+            if fine.path is not None and coarse.path is not None:
+                kept_states = fine.path - (coarse.path - fine.path) / factor
         return replace(
             fine,
-            x=fine.x - error if self.keep == "extrapolated" else fine.x,
+            x=state,
+            path=kept_states,
             nfe=coarse.nfe + fine.nfe,
             accepted=coarse.accepted + fine.accepted,
             rejected=coarse.rejected + fine.rejected,
@@ -186,12 +201,12 @@ class Richardson(Solver):
         return f"Richardson({self.solver!r}, keep={self.keep!r})"
 
 
-def halve(problem: Problem, times: tuple[float, ...]) -> tuple[float, ...]:
-    """The grid with a time more in each step: halfway in lam where that is finite, else in t."""
+def halve(problem: Problem, times: tuple[float, ...], equal_steps: bool = False) -> tuple[float, ...]:
+    """The grid with a time more in each step: halfway in lam where finite, else, or if equal, in t."""
     middles = 0.5 * (
         torch.tensor(times[:-1], dtype=torch.float64) + torch.tensor(times[1:], dtype=torch.float64)
     )
-    if isinstance(problem, SemiLinear):
+    if isinstance(problem, SemiLinear) and not equal_steps:
         lam = problem.process.lam(torch.tensor(times, dtype=torch.float64))
         finite = torch.isfinite(lam[:-1]) & torch.isfinite(lam[1:])
         level = torch.where(finite, 0.5 * (lam[:-1] + lam[1:]), 0.0)

@@ -13,9 +13,10 @@ from .correctors import Corrector
 
 
 class PredictorCorrector(StepSolver):
-    r"""A solver followed, at each arrival time, by a corrector.
+    r"""A solver followed, at each arrival time, by a corrector (Song et al. 2021, algorithm 1).
 
-    The corrector sees the time just reached.
+    Source: arXiv 2011.13456. The corrector sees the time just reached; where sigma = 0 there is no noise to
+    correct, and it leaves the state alone.
 
     The bias at a fixed step of the corrector, for Gaussian data of any variance: besides the predictor's own
     error, which falls with the grid, the variance at the end exceeds its law by at most
@@ -29,10 +30,8 @@ class PredictorCorrector(StepSolver):
         corrector: A :class:`Corrector`.
 
     Raises:
-        TypeError: If the predictor chooses its own steps or corrects already, or the problem has no score.
-
-    References:
-        Song et al. (2021), arXiv 2011.13456, algorithm 1.
+        TypeError: If the predictor chooses its own steps or corrects already, the corrector is none, or the
+            problem has no score.
 
     Example:
         >>> import solvers
@@ -56,6 +55,8 @@ class PredictorCorrector(StepSolver):
                 f"{predictor!r} corrects already, and a second corrector would draw the same noise: "
                 "give Langevin(iterations=2) for two corrections a step"
             )
+        if not isinstance(corrector, Corrector):
+            raise TypeError(f"{corrector!r} is no corrector: give one, such as solvers.Langevin(snr=0.16)")
         self.predictor, self.corrector = predictor, corrector
         self.batch_coupled = predictor.batch_coupled or corrector.batch_coupled
         self.default_steps, self.default_eta = predictor.default_steps, predictor.default_eta
@@ -73,6 +74,8 @@ class PredictorCorrector(StepSolver):
     def step(self, problem: Problem, t: float, t_next: float, x: Tensor, state: Any, noise: Noise) -> Step:
         assert isinstance(problem, SemiLinear)
         predicted = self.predictor.step(problem, t, t_next, x, state, noise)
+        if problem.coefficients(t_next).sigma == 0:
+            return Step(predicted.x, None, predicted.state)
         x_next = self.corrector.correct(problem, t_next, predicted.x, noise)
         return Step(x_next, None, self.predictor.moved(predicted.state))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -72,10 +72,10 @@ class Restart(Solver):
                 f"{solver!r} is no ODE solver on a fixed grid, free of noise of its own: take one, such as "
                 '"edm-heun" or "dpm++2m"'
             )
-        for low, high, repeats in intervals:
-            if not (0 < low < high and repeats >= 1 and int(repeats) == repeats):
+        for given in intervals:
+            if not _is_interval(given):
                 raise ValueError(
-                    f"({low}, {high}, {repeats}) is no interval to restart in: give 0 < low < high in "
+                    f"{given!r} is no interval to restart in: give (low, high, repeats), 0 < low < high in "
                     "sigma/alpha and a whole number of repeats"
                 )
         self.solver = solver
@@ -130,6 +130,15 @@ class Restart(Solver):
 
     def __repr__(self) -> str:
         return f"Restart({self.solver!r}, intervals={tuple(map(tuple, self.intervals))})"
+
+
+def _is_interval(given: Any) -> bool:
+    """Whether this is (low, high, repeats), each in its range."""
+    try:
+        low, high, repeats = given
+        return bool(0 < low < high and repeats >= 1 and int(repeats) == repeats)
+    except (TypeError, ValueError, OverflowError):
+        return False
 
 
 def _first_below(lam: list[float], clock: float) -> int | None:
