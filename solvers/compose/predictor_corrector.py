@@ -13,10 +13,10 @@ from .correctors import Corrector
 
 
 class PredictorCorrector(StepSolver):
-    r"""A solver followed, at each arrival time, by a corrector (Song et al. 2021, algorithm 1).
+    r"""A solver followed, at each arrival time, by a corrector.
 
-    Source: arXiv 2011.13456. The corrector sees the time just reached; where sigma = 0 there is no noise to
-    correct, and it leaves the state alone.
+    The corrector sees the time just reached; where sigma = 0 there is no noise to correct, and it leaves the
+    state alone.
 
     The bias at a fixed step of the corrector, for Gaussian data of any variance: besides the predictor's own
     error, which falls with the grid, the variance at the end exceeds its law by at most
@@ -32,6 +32,9 @@ class PredictorCorrector(StepSolver):
     Raises:
         TypeError: If the predictor chooses its own steps or corrects already, the corrector is none, or the
             problem has no score.
+
+    References:
+        Song et al. (2021), arXiv 2011.13456, algorithm 1.
 
     Example:
         >>> import solvers

@@ -38,7 +38,8 @@ class GottaGoFast(Solver):
         rtol: Relative tolerance.
         atol: Absolute tolerance.
         max_nfe: Evaluations a sample may take.
-        min_step: Smallest step, as a fraction of the interval.
+        min_step: Smallest step, as a fraction of the interval; a shorter one that ends where a state is to
+            be kept is none.
 
     Raises:
         ValueError: If a tolerance is not positive and finite, `max_nfe` no whole number of at least 1, or
@@ -78,7 +79,7 @@ class GottaGoFast(Solver):
             ratio = rms((x_new - euler).detach() / tolerance(active.x.detach(), x_new.detach(), self))
             self._advance(active, clock, ratio, x_new)
             nfe = 2 * (active.accepted + active.rejected)
-            short = active.t_next - active.t <= self.min_step
+            short = (active.step <= self.min_step) | (active.t_next <= active.t)
             status = outcome(active, short, nfe >= self.max_nfe, ratio, 1.0)
             done = status >= 0
             if bool(done.any()):
@@ -97,11 +98,13 @@ class GottaGoFast(Solver):
         growth = _SAFETY * ratio.clamp(min=1e-10) ** -_EXPONENT
         growth = torch.nan_to_num(growth, nan=_SHRINK).clamp(_SHRINK, _GROW)
         step = (active.t_next - active.t) * torch.where(accept, growth, growth.clamp(max=_SAFETY))
+        cut = accept & clock.keeps(active.t_next)  # for the sake of a state to keep, not of the error
+        active.step = torch.where(cut, torch.maximum(step, active.step), step)
         active.x = torch.where(expand(accept, x_new), x_new, active.x)
         active.t = torch.where(accept, active.t_next, active.t)
         active.accepted, active.rejected = active.accepted + accept, active.rejected + ~accept
         clock.save(active, accept)
-        active.t_next = clock.propose(active.t, step)
+        active.t_next = clock.propose(active.t, active.step)
 
     def __repr__(self) -> str:
         return f"{self.name}(rtol={self.rtol:g}, atol={self.atol:g})"
@@ -113,6 +116,7 @@ class _Active(Rows):
 
     accepted: Tensor
     rejected: Tensor
+    step: Tensor  # as proposed, before a stop cuts it
 
 
 class _Clock:
@@ -131,8 +135,8 @@ class _Clock:
     def begin(self, x: Tensor) -> _Active:
         rows = torch.arange(len(x), device=x.device)
         zero, t = torch.zeros_like(rows), self.stops.new_zeros(len(x))
-        t_next = self.propose(t, torch.full_like(t, _FIRST_STEP))
-        return _Active(rows, t, t_next, x, zero, zero)
+        step = torch.full_like(t, _FIRST_STEP)
+        return _Active(rows, t, self.propose(t, step), x, zero, zero, step)
 
     def time(self, s: Tensor) -> Tensor:
         return torch.where(s == 1, self.end, self.start + s * (self.end - self.start))
@@ -143,6 +147,10 @@ class _Clock:
         s_next = propose(s, step, stop)
         unit = torch.ldexp(torch.ones_like(s), torch.frexp(s_next - s).exponent - 1 - _DIGITS)
         return torch.where(s_next == stop, stop, torch.floor(s_next / unit) * unit)
+
+    def keeps(self, s: Tensor) -> Tensor:
+        """Whether a state is kept at a fraction, (B,)."""
+        return (self.marks[:, None] == s).any(dim=0)
 
     def save(self, active: _Active, accept: Tensor) -> None:
         """Keep the states that have just reached a time asked for."""
