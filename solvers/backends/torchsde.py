@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..brownian import BrownianPath, path_of
-from ..problems import Problem, SemiLinear, counted
+from ..problems import Problem, counted
 from ..solution import Solution, Status, uniform_solution
 from ..solver import Orders, Request, Solver, check_tolerances
 from .rows import one_by_one
@@ -211,22 +211,14 @@ class _System(nn.Module):
         self.sde_type = "ito" if method in _ITO else "stratonovich"
         self.state = torch.empty(0)
 
-    def _time(self, u: Tensor, y: Tensor) -> tuple[Any, float]:
-        """The time, a tensor where a diffusion would put each new float into its table, and dt/du."""
-        t, rate = self.clock(u)
-        if not isinstance(self.problem, SemiLinear):
-            return t, rate
-        kind = torch.float32 if y.device.type == "mps" else torch.float64
-        return torch.full((len(y),), t, dtype=kind, device=y.device), rate
-
     def f(self, u: Tensor, y: Tensor) -> Tensor:
-        t, rate = self._time(u, y)
+        t, rate = self.clock(u)
         if self.attempts is not None and float(u) == self.attempts.reached:
             self.state = y
         return (self.problem.velocity(t, y.reshape(self.shape)) * rate).flatten(1)
 
     def g(self, u: Tensor, y: Tensor) -> Tensor:
-        t, rate = self._time(u, y)
+        t, rate = self.clock(u)
         x = y.reshape(self.shape)
         scale = torch.as_tensor(self.problem.noise_scale(t, x), dtype=x.dtype, device=x.device)
         return (scale * abs(rate) ** 0.5).expand_as(x).flatten(1)
