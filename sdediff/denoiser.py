@@ -67,17 +67,16 @@ class Denoiser:
         """The preconditioning: floats and a level (B,) of z's kind, or float64 tensors of t's shape."""
         if isinstance(t, Tensor):
             return self.model.coefficients(t)
-        if t not in self.table:
-            self.tabulate([t])
         if self.rows != z.shape[0] or self.dtype is not z.dtype:
-            self._fit(z)
+            self.rows, self.dtype, self.ready = z.shape[0], z.dtype, self._fit(z, self.table)
+        if t not in self.ready:
+            columns = self.model.coefficients(torch.tensor([t], dtype=torch.float64))
+            self.ready |= self._fit(z, {t: tuple(float(c) for c in columns)})
         return self.ready[t]
 
-    def _fit(self, z: Tensor) -> None:
-        """Make the table ready for states like z."""
-        levels = torch.tensor([row[3] for row in self.table.values()], dtype=z.dtype, device=z.device)
-        levels = levels[:, None].expand(-1, z.shape[0])
-        self.ready = {
-            t: (*row[:3], level) for (t, row), level in zip(self.table.items(), levels.unbind(), strict=True)
-        }
-        self.rows, self.dtype = z.shape[0], z.dtype
+    @staticmethod
+    def _fit(z: Tensor, table: dict[float, tuple[float, ...]]) -> dict[float, tuple[Any, ...]]:
+        """The table for states like z."""
+        levels = torch.tensor([row[3] for row in table.values()], dtype=z.dtype, device=z.device)
+        rows = zip(table.items(), levels[:, None].expand(-1, z.shape[0]).unbind(), strict=True)
+        return {t: (*row[:3], level) for (t, row), level in rows}
