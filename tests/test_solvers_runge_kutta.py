@@ -118,7 +118,7 @@ def test_live_memory_does_not_grow_with_the_steps(name: str) -> None:
         seen: list[int] = []
 
         def drift(t: Tensor, x: Tensor) -> Tensor:
-            if len(seen) < 40 or len(seen) % 499 == 0:
+            if len(seen) < 15 or len(seen) % 997 == 0:
                 tensors = [o for o in gc.get_objects() if issubclass(type(o), Tensor)]
                 seen.append(
                     sum(
