@@ -99,12 +99,7 @@ def evaluate(model: DiffusionModel, x: Tensor, batch_size: int | None, **options
             names = torch.arange(start, start + len(rows))
             parts.append(log_likelihood(model, rows, indices=names, **options))
             bar.update(len(rows))
-    per_row = {
-        name: torch.cat([getattr(part, name).cpu() for part in parts])
-        for name, value in vars(parts[0]).items()
-        if isinstance(value, Tensor)
-    }
-    return LogLikelihood(**{**vars(parts[0]), **per_row})
+    return LogLikelihood.join(parts)
 
 
 def _divergence(options: Namespace) -> Divergence | None:

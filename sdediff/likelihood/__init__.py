@@ -2,6 +2,6 @@
 
 from .divergence import Divergence, Exact, Hutchinson
 from .engine import log_likelihood
-from .result import LogLikelihood, bits_per_dim
+from .result import Kind, LogLikelihood, Mean, bits_per_dim
 
-__all__ = ["Divergence", "Exact", "Hutchinson", "LogLikelihood", "bits_per_dim", "log_likelihood"]
+__all__ = ["Divergence", "Exact", "Hutchinson", "Kind", "LogLikelihood", "Mean", "bits_per_dim", "log_likelihood"]

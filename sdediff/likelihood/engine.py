@@ -39,7 +39,7 @@ from ..prior import Prior
 from ..run import Run, chunks, join, rows_of
 from .divergence import Divergence, Exact, Hutchinson
 from .quadrature import clustered_rule, spline_weights
-from .result import LogLikelihood
+from .result import Kind, LogLikelihood
 
 EXACT_UP_TO = 64  # dimensions up to which the exact trace is the default
 # A trace keeps the network's activations at so many (sample, node) pairs, or so many numbers in all of them.
@@ -327,7 +327,8 @@ def _assemble(
         divergence_evaluations=products,
         degrees=degrees,
         status=solution.status,
-        kind=f"density/{divergence.estimator}",
+        kind=Kind(f"density/{divergence.estimator}"),
         prior=run.prior.name,
         t_span=run.span,
+        dim=model.dim,
     )

@@ -1,13 +1,66 @@
-"""What a likelihood evaluation returns."""
+"""What a likelihood evaluation returns: values, how wrong they may be, and what kind of values they are."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+ESTIMANDS = ("density", "extrapolated density", "probability")
+ESTIMATORS = ("exact", "unbiased", "lower bound", "biased")
+
+
+class Kind(str):
+    """What a value estimates, and how: a string "estimand/estimator".
+
+    The estimand is "density" (of the data noised to t_min), "extrapolated density" (corrected to no noise: no
+    normalised density) or "probability" (of a discrete datum). The estimator is "exact" (but for the solver's
+    error), "unbiased" (random, right on average), "lower bound" (at most the value, on average) or "biased"
+    (right only where the score is exact).
+
+    Example:
+        >>> kind = Kind("probability/lower bound")
+        >>> kind.estimand, kind.estimator
+        ('probability', 'lower bound')
+    """
+
+    def __new__(cls, kind: str) -> Kind:
+        estimand, _, estimator = kind.partition("/")
+        if estimand not in ESTIMANDS or estimator not in ESTIMATORS:
+            raise ValueError(
+                f"kind={kind!r} is not known: give one of {', '.join(ESTIMANDS)}, a slash, and one of "
+                f"{', '.join(ESTIMATORS)}"
+            )
+        return super().__new__(cls, kind)
+
+    @property
+    def estimand(self) -> str:
+        """What is estimated."""
+        return self.partition("/")[0]
+
+    @property
+    def estimator(self) -> str:
+        """How it is estimated."""
+        return self.partition("/")[2]
+
+
+class Mean(NamedTuple):
+    """A mean over rows.
+
+    Attributes:
+        value: The mean.
+        std_error: Its standard error, from the scatter of the rows: nan for a single one.
+        solver_error: Mean of the rows' solver errors: they need not cancel.
+        rows: Rows it is taken over.
+    """
+
+    value: float
+    std_error: float
+    solver_error: float
+    rows: int
 
 
 def bits_per_dim(log_prob: Tensor, dim: int, bin_width: float) -> Tensor:
@@ -43,38 +96,55 @@ def bits_per_dim(log_prob: Tensor, dim: int, bin_width: float) -> Tensor:
 
 @dataclass(frozen=True, repr=False)
 class LogLikelihood:
-    """Log-densities, and how wrong they may be; every tensor has a row a sample.
+    """Log-densities or log-probabilities, and how wrong they may be; every tensor has a row a sample.
 
     Attributes:
-        log_prob: Log-density in nats per data unit, (n,), float64 where the device has it.
-        std_error: Standard error from random probes, (n,); 0 with the exact trace, nan with one probe.
+        log_prob: Log-density in nats per data unit, or log-probability in nats, (n,), float64 where the
+            device has it.
+        std_error: Standard error from whatever is random (probes, dequantisation, noise), (n,); 0 where
+            nothing is, nan where it is unknown (one probe).
         solver_error: Estimated error of path and quadrature, (n,), nats; nan where the solver gives no
             estimate of its own.
-        latent: State at t_max in the model's units, (n, *data_shape).
-        nfe: Forward evaluations of the network along the path, (n,).
+        degrees: Degrees of freedom of std_error, (n,); infinite where it is known as well as can be.
+        nfe: Forward evaluations of the network, (n,).
         divergence_evaluations: Vector-Jacobian products, (n,).
-        degrees: Degrees of freedom of std_error, (n,).
         status: :class:`solvers.Status` values, (n,).
-        kind: "density/exact" or "density/unbiased": what is estimated, and how.
+        kind: :class:`Kind`: what is estimated, and how.
         prior: Name of the prior at t_max.
         t_span: (t_min, t_max).
+        dim: Dimensions of a datum.
+        latent: State at t_max in the model's units, (n, *data_shape), or None where there is no path.
+        prior_mismatch: Estimated log-density of the noised data at t_max less the prior's, at the latent, (n,),
+            nats: what the value would change by if the prior were the law of the noised data. Not an error of
+            the model's own density, so no part of the interval; None where it was not estimated.
+        truncation: Estimated change of the value if the noise left at t_min were none, (n,), nats; None where
+            it was not estimated. No part of the interval either.
     """
 
     log_prob: Tensor
     std_error: Tensor
     solver_error: Tensor
-    latent: Tensor
+    degrees: Tensor
     nfe: Tensor
     divergence_evaluations: Tensor
-    degrees: Tensor
     status: Tensor
-    kind: str
+    kind: Kind
     prior: str
     t_span: tuple[float, float]
+    dim: int
+    latent: Tensor | None = None
+    prior_mismatch: Tensor | None = None
+    truncation: Tensor | None = None
 
     @classmethod
     def join(cls, parts: list[LogLikelihood]) -> LogLikelihood:
-        """Likelihoods of consecutive rows as one."""
+        """Likelihoods of consecutive rows as one.
+
+        Raises:
+            ValueError: If they are of different kinds, priors or intervals.
+        """
+        for part in parts[1:]:
+            parts[0].check_same(part)
         columns: dict[str, Any] = {
             f.name: torch.cat([getattr(p, f.name) for p in parts])
             for f in fields(cls)
@@ -82,21 +152,53 @@ class LogLikelihood:
         }
         return replace(parts[0], **columns)
 
+    def check_same(self, other: LogLikelihood) -> None:
+        """Raise a ValueError unless the other's values may be compared with these."""
+        for name in ("kind", "dim", "prior", "t_span"):
+            ours, theirs = getattr(self, name), getattr(other, name)
+            if ours != theirs:
+                raise ValueError(
+                    f"these values are of {name} {ours!r} and those of {theirs!r}, which cannot be compared or "
+                    "averaged as they are: evaluate both alike, or compare log_prob yourself and say so"
+                )
+
+    def __sub__(self, other: LogLikelihood) -> LogLikelihood:
+        """Differences row by row, with the errors of both; of equal kind, prior and interval only."""
+        self.check_same(other)
+        a, b = self.std_error.square(), other.std_error.square()
+        spread = a.square() / self.degrees + b.square() / other.degrees
+        zero = torch.zeros((), dtype=a.dtype, device=a.device)
+        return replace(
+            self,
+            log_prob=self.log_prob - other.log_prob,
+            std_error=(a + b).sqrt(),
+            solver_error=self.solver_error + other.solver_error,
+            degrees=torch.where(spread > 0, (a + b).square() / spread, zero + torch.inf),
+            nfe=self.nfe + other.nfe,
+            divergence_evaluations=self.divergence_evaluations + other.divergence_evaluations,
+            status=torch.maximum(self.status, other.status),
+            latent=None,
+            prior_mismatch=None,
+            truncation=None,
+        )
+
     def __repr__(self) -> str:
         value, error = self.log_prob, self.std_error.nan_to_num() + self.solver_error.nan_to_num()
         return (
             f"LogLikelihood({len(value)} rows, mean log_prob {float(value.mean()):.6g} nats, "
-            f"largest estimated error {float(error.max()):.2g}, kind={self.kind!r}, prior={self.prior!r}, "
-            f"t_span={self.t_span})"
+            f"largest estimated error {float(error.max()):.2g}, kind={str(self.kind)!r}, "
+            f"prior={self.prior!r}, t_span={self.t_span})"
         )
 
-    @property
-    def dim(self) -> int:
-        """Dimensions of a datum."""
-        return self.latent[0].numel()
+    def mean(self) -> Mean:
+        """Mean over the rows that have a value, with its standard error."""
+        ok = torch.isfinite(self.log_prob)
+        values, rows = self.log_prob[ok].double(), int(ok.sum())
+        error = float(values.std()) / math.sqrt(rows) if rows > 1 else math.nan
+        return Mean(float(values.mean()), error, float(self.solver_error[ok].mean()), rows)
 
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
-        """Interval for the log-density: Student's t quantile times the standard error, plus the solver error.
+        """Interval for the value: Student's t quantile times the standard error, plus the solver error.
 
         Args:
             level: Coverage, in (0, 1).
@@ -116,6 +218,22 @@ class LogLikelihood:
         random = torch.where(self.std_error == 0, 0.0, quantile * self.std_error)
         return self.log_prob - random - self.solver_error, self.log_prob + random + self.solver_error
 
-    def bits_per_dim(self, bin_width: float) -> Tensor:
-        """Bits per dimension, (n,); see :func:`sdediff.bits_per_dim`."""
-        return bits_per_dim(self.log_prob, self.dim, bin_width)
+    def bits_per_dim(self, bin_width: float | None = None) -> Tensor:
+        """Bits per dimension, (n,).
+
+        Args:
+            bin_width: Width of a bin, for densities of dequantised data (:func:`sdediff.bits_per_dim`);
+                probabilities take none.
+
+        Raises:
+            ValueError: If a density comes without a width, or a probability with one.
+        """
+        discrete = self.kind.estimand == "probability"
+        if discrete and bin_width is not None:
+            raise ValueError("these are log-probabilities of discrete data: leave bin_width out")
+        if not discrete and bin_width is None:
+            raise ValueError(
+                "these are densities: give bin_width=, the width of a bin in the data's units, such as 1/256 "
+                "for 8-bit images scaled to [0, 1]"
+            )
+        return bits_per_dim(self.log_prob, self.dim, 1.0 if bin_width is None else bin_width)
