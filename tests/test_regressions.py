@@ -141,8 +141,8 @@ class NoBatchRule(torch.autograd.Function):
 
 def test_a_trace_without_a_batching_rule_falls_back_to_a_loop():
     x = torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=F64)
-    trace = sdediff.Exact().trace(NoBatchRule.apply, x, torch.arange(2), torch.zeros(2), 0)
-    assert torch.equal(trace.value, 2 * x.sum(dim=1))
+    trace = sdediff.Exact().traces(NoBatchRule.apply, x, torch.arange(2), torch.zeros(2), 0)
+    assert torch.equal(trace[0], 2 * x.sum(dim=1))
 
 
 def test_diagonal_and_scalar_moments_take_no_matrix_and_agree_with_the_full_one():

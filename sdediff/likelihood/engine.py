@@ -37,7 +37,9 @@ from solvers.solve import time_grid
 from ..model import Condition, DiffusionModel, solving
 from ..prior import Prior
 from ..run import Run, chunks, join, rows_of
-from .divergence import Divergence, Exact, Hutchinson
+from .divergence import Divergence
+from .exact import Exact
+from .hutchinson import Hutchinson
 from .quadrature import clustered_rule, spline_weights
 from .result import Kind, LogLikelihood
 
@@ -239,8 +241,8 @@ def _grid(model: DiffusionModel, run: Run) -> tuple[float, ...]:
 class _Integral:
     value: Tensor
     variance: Tensor
-    #: sum over nodes of the squared variances, for Satterthwaite's degrees of freedom
-    variance_squares: Tensor
+    #: Degrees of freedom of the variance, by Satterthwaite's formula.
+    degrees: Tensor
     quadrature_error: Tensor
 
     @classmethod
@@ -272,29 +274,49 @@ def _integrate(
         here = slice(start, start + size)
         c = None if cond is None else cond[who[here]]
         denoise, names = partial(model.problem(0.0, c).denoise, times[node[here]]), rows.to(device)[who[here]]
-        parts.append(divergence.trace(denoise, points[here], names, node[here], seed))
-    value, variance = (
-        torch.cat(c).detach().to(alpha.dtype).reshape(nodes, batch) for c in zip(*parts, strict=True)
-    )
-    value, variance = value * alpha[:, None], variance * alpha[:, None] ** 2  # tr dD/dx~ = alpha tr dD/dx
-    return _combine(model, rule, divergence, value, variance)
+        parts.append(divergence.traces(denoise, points[here], names, node[here], seed).detach())
+    traces = torch.cat(parts, dim=1).to(alpha.dtype).reshape(-1, nodes, batch)
+    traces = traces * alpha[:, None]  # tr dD/dx~ = alpha tr dD/dx
+    return _combine(model, rule, divergence, traces)
 
 
-def _combine(
-    model: DiffusionModel, rule: _Rule, divergence: Divergence, trace: Tensor, variance: Tensor
-) -> _Integral:
+def _combine(model: DiffusionModel, rule: _Rule, divergence: Divergence, traces: Tensor) -> _Integral:
+    """The integral from the traces (P, nodes, B) of each probe."""
     moments = model.moments
     level = 1.0 if moments is None else (moments.scale or 1.0) ** 2
-    weights, coarse, clock = (v.to(trace) for v in (rule.weights, rule.coarse, rule.clock))
+    weights, coarse, clock = (v.to(traces) for v in (rule.weights, rule.coarse, rule.clock))
     noise = torch.exp(2 * clock)
-    rest = (model.dim * level / (level + noise))[:, None] - trace
+    rest = (model.dim * level / (level + noise))[:, None] - traces.mean(dim=0)
     closed = 0.5 * model.dim * torch.log((level + noise[-1]) / (level + noise[0]))
-    node_variance = weights[:, None] ** 2 * variance
+    blocks = divergence.blocks(len(clock)).to(traces.device)
+    variance, degrees = _scatter(traces, weights, blocks, divergence)
     gap = ((weights - coarse) @ rest).abs()
     # What the probes' own noise puts into the gap says nothing of the quadrature.
-    scatter = ((weights - coarse)[:, None] ** 2 * variance).sum(dim=0).sqrt()
-    gap = torch.where(scatter == 0, gap, (gap - 2 * scatter).clamp(min=0))
-    return _Integral(closed + weights @ rest, node_variance.sum(dim=0), (node_variance**2).sum(dim=0), gap)
+    noise_of_gap = _scatter(traces, weights - coarse, blocks, divergence)[0].sqrt()
+    gap = torch.where(noise_of_gap == 0, gap, (gap - 2 * noise_of_gap).clamp(min=0))
+    return _Integral(closed + weights @ rest, variance, degrees, gap)
+
+
+def _scatter(
+    traces: Tensor, weights: Tensor, blocks: Tensor, divergence: Divergence
+) -> tuple[Tensor, Tensor]:
+    """Variance of the weighted sum of the traces' means, and its degrees of freedom, each (B,).
+
+    Each block's sum is known once a probe, which gives its variance; blocks are independent.
+    """
+    probes, _, batch = traces.shape
+    if divergence.estimator == "exact":
+        zero = traces.new_zeros(batch)
+        return zero, zero + torch.inf
+    if probes == 1:
+        unknown = traces.new_full((batch,), math.nan)
+        return unknown, unknown
+    sums = traces.new_zeros(probes, int(blocks.max()) + 1, batch)
+    sums.index_add_(1, blocks, weights[:, None] * traces)
+    of_blocks = sums.var(dim=0) / probes
+    variance = of_blocks.sum(dim=0)
+    squares = of_blocks.square().sum(dim=0) / (probes - 1)
+    return variance, torch.where(squares > 0, variance**2 / squares, torch.inf)
 
 
 def _assemble(
@@ -315,8 +337,6 @@ def _assemble(
     path_error = torch.full_like(value, float("nan")) if solution.error is None else solution.error.to(value)
     if isinstance(run.solver, StepDoubling):  # sharp to leading order: doubled, it bounds
         path_error = 2 * path_error
-    spread = integral.variance_squares
-    degrees = torch.where(spread > 0, integral.variance**2 / spread * max(divergence.degrees, 0), torch.inf)
     products = torch.full_like(solution.nfe, len(rule.times) * divergence.evaluations(model.dim))
     return LogLikelihood(
         log_prob=value,
@@ -325,7 +345,7 @@ def _assemble(
         latent=latent,
         nfe=solution.nfe,
         divergence_evaluations=products,
-        degrees=degrees,
+        degrees=integral.degrees,
         status=solution.status,
         kind=Kind(f"density/{divergence.estimator}"),
         prior=run.prior.name,

@@ -114,9 +114,9 @@ class LogLikelihood:
         t_span: (t_min, t_max).
         dim: Dimensions of a datum.
         latent: State at t_max in the model's units, (n, *data_shape), or None where there is no path.
-        prior_mismatch: Estimated log-density of the noised data at t_max less the prior's, at the latent, (n,),
-            nats: what the value would change by if the prior were the law of the noised data. Not an error of
-            the model's own density, so no part of the interval; None where it was not estimated.
+        prior_mismatch: Estimated log-density of the noised data at t_max less the prior's, at the latent,
+            (n,), nats: what the value would change by if the prior were the law of the noised data. Not an
+            error of the model's own density, so no part of the interval; None where it was not estimated.
         truncation: Estimated change of the value if the noise left at t_min were none, (n,), nats; None where
             it was not estimated. No part of the interval either.
     """
@@ -158,8 +158,8 @@ class LogLikelihood:
             ours, theirs = getattr(self, name), getattr(other, name)
             if ours != theirs:
                 raise ValueError(
-                    f"these values are of {name} {ours!r} and those of {theirs!r}, which cannot be compared or "
-                    "averaged as they are: evaluate both alike, or compare log_prob yourself and say so"
+                    f"values of {name} {ours!r} and of {name} {theirs!r} cannot be compared or averaged as "
+                    "they are: evaluate both alike, or take their log_prob and say what you do"
                 )
 
     def __sub__(self, other: LogLikelihood) -> LogLikelihood:
