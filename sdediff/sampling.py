@@ -13,7 +13,8 @@ from torch import Tensor
 from solvers import BrownianPath, Solution, Solver
 
 from .likelihood.divergence import Divergence
-from .likelihood.engine import DEFAULT_NODES, sample_with_log_prob
+from .likelihood.engine import sample_with_log_prob
+from .likelihood.nodes import DEFAULT_NODES
 from .likelihood.result import LogLikelihood
 from .model import Condition, DiffusionModel, solving
 from .prior import Prior

@@ -20,13 +20,18 @@ class Divergence(ABC):
     #: "exact" or "unbiased".
     estimator: str
 
+    @property
+    def shared(self) -> bool:
+        """Whether all nodes of a sample's path share their draws; else every node's are independent."""
+        return False
+
     @abstractmethod
     def evaluations(self, dim: int) -> int:
         """Vector-Jacobian products a point."""
 
     @abstractmethod
     def traces(self, function: RowFunction, x: Tensor, rows: Tensor, node: Tensor, seed: int) -> Tensor:
-        """Traces of the Jacobian of `function` at each row of x, one a probe.
+        """Estimates of the Jacobian's trace at each row of x.
 
         Args:
             function: Maps (R, *E) to (R, *E), row by row.
@@ -36,13 +41,10 @@ class Divergence(ABC):
             seed: Seed of the probes.
 
         Returns:
-            (P, R): estimates of P independent probes, whose mean over P is the trace's estimate; (1, R) where
-            the trace is exact.
+            (P, R): P independent estimates, whose mean is the value; (1, R) where it is exact. Or (P, R, d),
+            parts whose sum over d is the estimate, of probes with independent signs: the scatter of the parts
+            then tells more of the value's error than that of the sums.
         """
-
-    def blocks(self, nodes: int) -> Tensor:
-        """Which of n nodes draw probes together, (n,) integers: nodes of two blocks are independent."""
-        return torch.arange(nodes)
 
 
 def stacks(count: int, x: Tensor) -> list[range]:

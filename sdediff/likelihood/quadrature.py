@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -27,7 +28,12 @@ def spline_weights(nodes: np.ndarray) -> np.ndarray:
 
 
 def clustered_rule(
-    low: float, high: float, centre: float, n: int
+    low: float,
+    high: float,
+    centre: float | Sequence[float],
+    n: int,
+    shares: Sequence[float] = (1.0,),
+    width: float = 1.0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A rule whose nodes are half uniform on [low, high], half normal around `centre` with unit spread.
 
@@ -40,8 +46,10 @@ def clustered_rule(
     Args:
         low: Lower end.
         high: Upper end.
-        centre: Where nodes cluster.
+        centre: Where nodes cluster; several places with `shares`.
         n: Number of nodes, a multiple of 4 plus 1.
+        shares: Nodes around each place, as multiples of the uniform ones.
+        width: Standard deviation of the normals.
 
     Returns:
         Nodes, rising; weights; weights of the rule on every other node (0 between), for an error estimate.
@@ -49,22 +57,21 @@ def clustered_rule(
     Raises:
         ValueError: If n is not a multiple of 4 plus 1.
     """
-    if n < 5 or n % 4 != 1:
-        raise ValueError(
-            f"nodes={n}: give a multiple of 4 plus 1, such as 33, 65 or 129, so that every other node makes "
-            "a rule too"
-        )
+    check_count(n)
     from scipy.special import ndtr
 
+    centres, share = np.atleast_1d(np.asarray(centre, dtype=float)), np.asarray(shares, dtype=float)
+
     def mass(s: np.ndarray) -> np.ndarray:
-        return (s - low) / (high - low) + ndtr(s - centre) - ndtr(low - centre)
+        normals = ndtr((s[..., None] - centres) / width) - ndtr((low - centres) / width)
+        return (s - low) / (high - low) + normals @ share
 
     def density(s: np.ndarray) -> np.ndarray:
-        return 1 / (high - low) + np.exp(-0.5 * (s - centre) ** 2) / math.sqrt(2 * math.pi)
+        z = (s[..., None] - centres) / width
+        return 1 / (high - low) + np.exp(-0.5 * z**2) @ share / (width * math.sqrt(2 * math.pi))
 
     table = np.linspace(low, high, 4097)
-    total = float(mass(np.array(high)))
-    u = np.linspace(0, total, n)
+    u = np.linspace(0, float(mass(np.array(high))), n)
     nodes = np.interp(u, mass(table), table)
     for _ in range(3):  # Newton, from a guess good to 1e-6
         nodes = np.clip(nodes - (mass(nodes) - u) / density(nodes), low, high)
@@ -72,3 +79,12 @@ def clustered_rule(
     coarse = np.zeros(n)
     coarse[::2] = spline_weights(u[::2])
     return nodes, spline_weights(u) / density(nodes), coarse / density(nodes)
+
+
+def check_count(n: int) -> None:
+    """Raise a ValueError unless n is a multiple of 4 plus 1."""
+    if n < 5 or n % 4 != 1:
+        raise ValueError(
+            f"nodes={n}: give a multiple of 4 plus 1, such as 33, 65 or 129, so that every other node makes "
+            "a rule too"
+        )
