@@ -43,6 +43,10 @@ class StandardPrior:
         """Standard normals (B, d) turned into draws (B, d)."""
         return normal * self.std
 
+    def whiten(self, z: Tensor) -> Tensor:
+        """Draws (B, d) turned into standard normals (B, d): the inverse of `transform`."""
+        return z / self.std
+
 
 @dataclass(frozen=True)
 class GaussianPrior:
@@ -76,12 +80,19 @@ class GaussianPrior:
 
     def transform(self, normal: Tensor) -> Tensor:
         """Standard normals (B, d) turned into draws (B, d)."""
-        mean, variances, rest = (v.to(normal.dtype) for v in (self.mean, self.variances, self.rest))
-        inside = self._coordinates(normal)
-        draws = mean + self._vectors(inside * variances.sqrt())
-        if len(variances) < len(mean):
-            draws = draws + (normal - self._vectors(inside)) * rest.sqrt()
-        return draws
+        return self.mean.to(normal.dtype) + self._stretch(normal, self.variances.sqrt(), self.rest.sqrt())
+
+    def whiten(self, z: Tensor) -> Tensor:
+        """Draws (B, d) turned into standard normals (B, d): the inverse of `transform`."""
+        return self._stretch(z - self.mean.to(z.dtype), self.variances.rsqrt(), self.rest.rsqrt())
+
+    def _stretch(self, x: Tensor, inside: Tensor, outside: Tensor) -> Tensor:
+        """Multiply coordinates in the basis by `inside`, and what is left by `outside`."""
+        coordinates = self._coordinates(x)
+        stretched = self._vectors(coordinates * inside.to(x.dtype))
+        if len(inside) < len(self.mean):
+            stretched = stretched + (x - self._vectors(coordinates)) * outside.to(x.dtype)
+        return stretched
 
     def _coordinates(self, x: Tensor) -> Tensor:
         return x @ self.basis.to(x.dtype) if len(self.basis) else x

@@ -146,11 +146,26 @@ class LogLikelihood:
         for part in parts[1:]:
             parts[0].check_same(part)
         columns: dict[str, Any] = {
-            f.name: torch.cat([getattr(p, f.name) for p in parts])
-            for f in fields(cls)
-            if isinstance(getattr(parts[0], f.name), Tensor)
+            name: torch.cat([getattr(p, name) for p in parts]) for name in parts[0]._columns()
         }
         return replace(parts[0], **columns)
+
+    def take(self, rows: slice | Tensor) -> LogLikelihood:
+        """The likelihoods of some rows: a slice, a mask (n,), or integers.
+
+        Example:
+            >>> import sdediff
+            >>> data = sdediff.reference.eight_gaussians()
+            >>> r = data.model(sdediff.VP()).log_likelihood(data.sample(5, seed=0))
+            >>> torch.equal(r.take(slice(2)).log_prob, r.log_prob[:2])
+            True
+        """
+        columns: dict[str, Any] = {name: getattr(self, name)[rows] for name in self._columns()}
+        return replace(self, **columns)
+
+    def _columns(self) -> list[str]:
+        """Names of what has a row a sample."""
+        return [f.name for f in fields(self) if isinstance(getattr(self, f.name), Tensor)]
 
     def check_same(self, other: LogLikelihood) -> None:
         """Raise a ValueError unless the other's values may be compared with these."""
