@@ -18,7 +18,21 @@ if TYPE_CHECKING:
 CHUNK = 2**23
 
 
-class Empirical(ClosedForm):
+class Atoms(ClosedForm):
+    """Data that lie on points, and so have a density under noise only."""
+
+    def _inputs(
+        self, process: GaussianProcess | None, x: Tensor, t: Time | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        x, alpha, sigma = super()._inputs(process, x, t)
+        if bool((sigma == 0).any()):
+            raise ValueError(
+                "points have no density without noise: give a process and a time at which sigma is positive"
+            )
+        return x, alpha, sigma
+
+
+class Empirical(Atoms):
     r"""N equally likely points :math:`x^{(n)}`; noised, the mixture of :math:`N(\alpha x^{(n)}, \sigma^2 I)`.
 
     .. math:: r = \mathrm{softmax}_n\big(-|x - \alpha x^{(n)}|^2 / 2\sigma^2\big), \quad
@@ -49,16 +63,6 @@ class Empirical(ClosedForm):
         self.mean = self.points.mean(0)
         centred = self.points - self.mean
         self.cov = centred.T @ centred / len(self.points)
-
-    def _inputs(
-        self, process: GaussianProcess | None, x: Tensor, t: Time | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        x, alpha, sigma = super()._inputs(process, x, t)
-        if bool((sigma == 0).any()):
-            raise ValueError(
-                "points have no density without noise: give a process and a time at which sigma is positive"
-            )
-        return x, alpha, sigma
 
     def _rows(self, compute: Callable[..., Tensor], x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """compute(x, standardised differences (rows, N, d), sigma) on chunks of rows."""
