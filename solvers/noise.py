@@ -48,6 +48,7 @@ class Stream(IntEnum):
     RESTART = 9
     CHURN = 10
     SPLIT = 11
+    CLOCK = 12
 
 
 def _mix(x: Tensor, fold: bool = False) -> Tensor:
