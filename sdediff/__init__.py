@@ -16,10 +16,22 @@ if not hasattr(solvers, "SemiLinear"):  # somebody's own solvers.py stands befor
     )
 
 from . import chain, data, networks, reference
+from .anomaly import AnomalyScores, anomaly_score
 from .callables import from_callable
+from .classification import Classification, classify
 from .data import dequantise
 from .grids import fit_grid, load_grid, save_grid
-from .likelihood import Divergence, Exact, Hutchinson, LogLikelihood, bits_per_dim
+from .interpolation import interpolate
+from .likelihood import (
+    Divergence,
+    Exact,
+    Hutchinson,
+    LogLikelihood,
+    Quantisation,
+    bits_per_dim,
+    fit_dequantiser,
+)
+from .metrics import ROC, roc
 from .model import DiffusionModel
 from .processes import EDM, VE, VP, Cosine, GaussianProcess, RectifiedFlow, SubVP
 from .serialization import load, save
@@ -31,8 +43,11 @@ sys.modules[f"{__name__}.solvers"] = solvers  # so that `from sdediff.solvers im
 
 __all__ = [
     "EDM",
+    "ROC",
     "VE",
     "VP",
+    "AnomalyScores",
+    "Classification",
     "Cosine",
     "DiffusionModel",
     "Divergence",
@@ -40,20 +55,26 @@ __all__ = [
     "GaussianProcess",
     "Hutchinson",
     "LogLikelihood",
+    "Quantisation",
     "RectifiedFlow",
     "SubVP",
     "TrainingResult",
+    "anomaly_score",
     "bits_per_dim",
     "chain",
+    "classify",
     "data",
     "dequantise",
     "fit",
+    "fit_dequantiser",
     "fit_grid",
     "from_callable",
+    "interpolate",
     "load",
     "load_grid",
     "networks",
     "reference",
+    "roc",
     "save",
     "save_grid",
     "solvers",

@@ -22,7 +22,9 @@ from .prior import Moments, Prior, StandardPrior
 from .processes import GaussianProcess, Time
 
 if TYPE_CHECKING:
-    from .likelihood import LogLikelihood
+    from .anomaly import AnomalyScores
+    from .classification import Classification
+    from .likelihood import LogLikelihood, Quantisation
 
 Condition = Tensor | None
 Solving = TypeVar("Solving", bound=Callable[..., Any])
@@ -396,6 +398,23 @@ class DiffusionModel(nn.Module):
 
         return log_likelihood(self, x, solver, **options)
 
+    def discrete_log_likelihood(
+        self, x: Tensor, quantisation: Quantisation, solver: Any = "dopri5", **options: Any
+    ) -> LogLikelihood:
+        """Lower bound of the log-probability of discrete data, with its errors.
+
+        See :func:`sdediff.likelihood.discrete_log_likelihood` for all options.
+
+        Args:
+            x: Data on the levels, (n, *data_shape), in data units.
+            quantisation: Which levels there are.
+            solver: A solver of ODEs or its name.
+            **options: dequantisation, draws, importance_weighted, and those of :meth:`log_likelihood`.
+        """
+        from .likelihood import discrete_log_likelihood
+
+        return discrete_log_likelihood(self, x, quantisation, solver, **options)
+
     def encode(self, x: Tensor, solver: Any = "dopri5", **options: Any) -> Tensor:
         """Data to latents at t_max along the probability flow; see :func:`sdediff.sampling.encode`."""
         from .sampling import encode
@@ -407,6 +426,28 @@ class DiffusionModel(nn.Module):
         from .sampling import decode
 
         return decode(self, z, solver, **options)
+
+    def interpolate(self, x_a: Tensor, x_b: Tensor, n: int = 9, **options: Any) -> Tensor:
+        """Data between two data through their latents; see :func:`sdediff.interpolate`."""
+        from .interpolation import interpolate
+
+        return interpolate(self, x_a, x_b, n, **options)
+
+    def classify(
+        self, x: Tensor, conds: Any = None, class_prior: Any = None, **options: Any
+    ) -> Classification:
+        """Classify by log p(x | c), with posterior and log-odds; see :func:`sdediff.classify`."""
+        from .classification import classify
+
+        return classify(self, x, conds, class_prior, **options)
+
+    def anomaly_score(
+        self, x: Tensor, reference: Any = None, kind: str = "log-density", **options: Any
+    ) -> AnomalyScores:
+        """How anomalous data are under this model; see :func:`sdediff.anomaly_score`."""
+        from .anomaly import anomaly_score
+
+        return anomaly_score(self, x, reference, kind, **options)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model to one safetensors file, whole or not at all; read it with :func:`sdediff.load`."""
