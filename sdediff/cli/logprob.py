@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
-import math
+import os
 import sys
+from dataclasses import fields
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -12,142 +15,174 @@ from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 from tqdm import tqdm
 
-from sdediff.data import dequantise
-from sdediff.likelihood import Divergence, Exact, Hutchinson, LogLikelihood, log_likelihood
+from sdediff import __version__
+from sdediff.data.readers import locate
+from sdediff.likelihood import (
+    Divergence,
+    Exact,
+    Hutchinson,
+    Quantisation,
+    discrete_log_likelihood,
+    log_likelihood,
+)
 from sdediff.model import DiffusionModel
 
 from . import tables
-from .parsing import UsageError, make_parser, parse
-from .trained import HIDDEN, add_solve, columns, describe, load
+from .logprob_report import report
+from .logprob_rows import Evaluation
+from .logprob_table import Table
+from .parsing import UsageError, make_parser, parse, value_of
+from .trained import HIDDEN, add_solve, columns, load, model_file
 
-#: Numbers in a batch of data; the progress bar moves once a batch.
+#: Numbers in a batch of data: what an interruption may lose, and how often the progress bar moves.
 _BATCH_NUMBERS = 1 << 15
-OWN: set[str | int] = {"x", "divergence"}
+#: Parameters that are offered in another form.
+OWN: set[str | int] = {"x", "divergence", "nodes"}
+#: Options of :class:`Hutchinson`, and those that are for discrete data.
+HUTCHINSON = [field.name for field in fields(Hutchinson)]
+DISCRETE = ["low", "high", "centred", "dequantisation", "draws", "importance_weighted"]
+#: Options that say where things are and what else is made: not part of what a table holds.
+PLACE = {"model", "data", "out", "plots", "check_rows"}
 
 
 def main(argv: list[str]) -> int:
-    """Evaluate rows, write a table of them, and print their mean."""
+    """Evaluate rows, write a table of them and two figures, and print their mean."""
     options = parse(make_options(), argv)
+    divergence, quantisation = _divergence(options, argv), _quantisation(options, argv)
     model = load(options)
     if options.data is None:
         raise UsageError("data are needed too, such as sdediff logprob run table.csv --out logprob.csv")
+    if options.check_rows < 0:
+        raise ValueError(f"check_rows={options.check_rows}: give a number of rows, or 0 for no check")
     tables.check_out(options.out, model.data_shape, (".csv",))
-    x, given = tables.read_rows(options.data, model.data_shape, options.limit)
-    names = columns(options, model)
-    if names and given and names != given:
-        raise ValueError(
-            f"{options.data} has the columns {', '.join(given)} and the model was trained on "
-            f"{', '.join(names)}: give those, in that order"
-        )
-    if tables.are_levels(x) and not options.dequantise and options.bin_width is not None:
+    rows = tables.RowFile(options.data, model.data_shape, options.limit)
+    _check_columns(rows, options, model)
+    evaluation = Evaluation(model, _chosen(options), divergence, quantisation, options.dequantise)
+    size = max(1, _BATCH_NUMBERS // model.dim) if options.batch_size is None else options.batch_size
+    if size < 1:
+        raise ValueError(f"batch_size={size}: give a positive number of rows")
+    total, whole = evaluation.scan(rows)
+    if whole and options.bin_width is not None and not options.dequantise:
         print("note      the data are whole numbers: bits per dimension are a bound only with --dequantise")
-    x = dequantise(x, options.seed) if options.dequantise else tables.floats(x)
-    known = inspect.signature(log_likelihood).parameters
-    chosen = {
-        n: v for n, v in options.items() if n in known and n not in ("model", "batch_size", "divergence")
-    }
-    result = evaluate(model, x, options.batch_size, divergence=_divergence(options), **chosen)
-    bits = None if options.bin_width is None else result.bits_per_dim(options.bin_width)
-    _write(options.out, result, bits)
-    _report(result, bits)
-    print(f"solver    {describe(options)}")
-    print(f"wrote     {options.out}")
+    table = Table(options.out, _identity(options, size), size, total)
+    _evaluate(evaluation, rows, table, size, total, options.bin_width)
+    table.publish()
+    report(evaluation, rows, table, options)
+    table.remove_partial()
     return 0
 
 
 def make_options() -> ArgumentParser:
-    """The parser, from the signature of :func:`sdediff.likelihood.log_likelihood`."""
+    """The parser, from the signatures of the likelihoods and of :class:`Hutchinson`."""
     parser = make_parser("logprob", "Log-likelihoods of the rows of a file, in nats, with their errors.")
     add = parser.add_argument
     add("model", nargs="?", type=str, help="folder of a run, or a .safetensors file")
-    add(
-        "data",
-        nargs="?",
-        type=str,
-        help=".npy, .npz, .pt or .csv file; file.npz:name takes one of its arrays",
-    )
+    add("data", nargs="?", type=str, help=tables.READABLE)
     add("--out", type=str, default="logprob.csv", help="table to write")
     add("--limit", type=int | None, default=None, help="evaluate the first rows only")
-    add(
-        "--bin_width",
-        type=float | None,
-        default=None,
-        help="width of a bin in the data's units: adds bits per dimension",
-    )
+    text = "width of a bin in the data's units: adds bits per dimension"
+    add("--bin_width", type=float | None, default=None, help=text)
     add("--dequantise", type=bool, default=False, help="add uniform (0, 1) noise to whole numbers")
-    add(
-        "--divergence",
-        type=Literal["exact", "hutchinson"] | None,
-        default=None,
-        help="trace of the Jacobian; exact up to 64 dimensions, else hutchinson",
-    )
-    add("--probes", type=int | None, default=None, help="random probes a node of hutchinson; 2 unless told")
+    text = "draw a histogram and, from rows evaluated anew, how well the stated errors hold"
+    add("--plots", type=bool, default=True, help=text)
+    add("--check_rows", type=int, default=64, help="rows evaluated anew, drawn at random; 0 for none")
+    text = "trace of the Jacobian; exact up to 64 dimensions, else hutchinson"
+    add("--divergence", type=Literal["exact", "hutchinson"] | None, default=None, help=text)
+    add("--nodes", type=int | None, default=None, help="quadrature points of adaptive solvers; 65")
     add_solve(parser)
-    parser.add_function_arguments(log_likelihood, skip=HIDDEN | OWN, as_group=False)
+    skip = HIDDEN | OWN
+    parser.add_function_arguments(log_likelihood, skip=skip, as_group=False)
+    random = parser.add_argument_group("random probes, for --divergence hutchinson")
+    random.add_class_arguments(Hutchinson, None, as_group=False, instantiate=False)
+    _add_discrete(parser, skip)
     return parser
 
 
-def evaluate(model: DiffusionModel, x: Tensor, batch_size: int | None, **options: Any) -> LogLikelihood:
-    """Log-likelihoods in batches, with a progress bar; a row's probes are the same whatever the batch."""
-    size = max(1, _BATCH_NUMBERS // model.dim) if batch_size is None else batch_size
-    if size < 1:
-        raise ValueError(f"batch_size={size}: give a positive number of rows")
-    parts = []
-    with tqdm(total=len(x), unit="row", disable=not sys.stderr.isatty()) as bar:
-        for start in range(0, len(x), size):
-            rows = x[start : start + size].to(model.shift.device)
-            names = torch.arange(start, start + len(rows))
-            parts.append(log_likelihood(model, rows, indices=names, **options))
-            bar.update(len(rows))
-    return LogLikelihood.join(parts)
+def _add_discrete(parser: ArgumentParser, skip: set[str | int]) -> None:
+    group = parser.add_argument_group("discrete data, for --levels")
+    text = "number of levels the data have: the log-probability of a row is bounded, not its density found"
+    group.add_argument("--levels", type=int | None, default=None, help=text)
+    group.add_class_arguments(Quantisation, None, as_group=False, skip={"levels"}, instantiate=False)
+    text = "law of the noise in a cell"
+    kinds = Literal["uniform", "truncated-normal"]
+    group.add_argument("--dequantisation", type=kinds, default="uniform", help=text)
+    skip = skip | {"quantisation", "dequantisation", *inspect.signature(log_likelihood).parameters}
+    group.add_function_arguments(discrete_log_likelihood, skip=skip, as_group=False)
 
 
-def _divergence(options: Namespace) -> Divergence | None:
+def _given(argv: list[str], names: list[str]) -> list[str]:
+    return [name for name in names if value_of(argv, f"--{name}") is not None or f"--{name}" in argv]
+
+
+def _divergence(options: Namespace, argv: list[str]) -> Divergence | None:
+    given = _given(argv, HUTCHINSON)
     if options.divergence == "exact":
-        if options.probes is not None:
-            raise UsageError("--probes belongs to --divergence hutchinson: the exact trace draws none")
+        if given:
+            raise UsageError(f"--{given[0]} belongs to --divergence hutchinson: the exact trace draws none")
         return Exact()
-    if options.divergence is None and options.probes is None:
+    if options.divergence is None and not given:
         return None
-    return Hutchinson() if options.probes is None else Hutchinson(options.probes)
+    return Hutchinson(**{name: options[name] for name in HUTCHINSON})
 
 
-def _write(path: str, result: LogLikelihood, bits: Tensor | None) -> None:
-    table = {
-        "row": torch.arange(len(result.log_prob)),
-        "log_prob": result.log_prob,
-        "std_error": result.std_error,
-        "solver_error": result.solver_error,
-        "nfe": result.nfe,
-        "divergence_evaluations": result.divergence_evaluations,
-    }
-    if bits is not None:
-        table["bits_per_dim"] = bits
-    tables.write_csv(path, list(table), zip(*(column.tolist() for column in table.values()), strict=True))
+def _quantisation(options: Namespace, argv: list[str]) -> Quantisation | None:
+    if options.levels is None:
+        given = _given(argv, DISCRETE)
+        if given:
+            raise UsageError(f"--{given[0]} is for discrete data: give --levels, the number of their levels")
+        return None
+    given = _given(argv, ["dequantise", "bin_width", "extrapolate"])
+    if given:
+        raise UsageError(f"--{given[0]} is for densities: leave it out, or leave out --levels")
+    return Quantisation(options.levels, options.low, options.high, options.centred)
 
 
-def _report(result: LogLikelihood, bits: Tensor | None) -> None:
-    ok = torch.isfinite(result.log_prob)
-    print(f"log_prob  {_mean(result.log_prob[ok])} nats, mean of {int(ok.sum())} rows +- its standard error")
-    if not bool(ok.all()):
-        print(f"failed    {int((~ok).sum())} of {len(ok)} rows, left out of the mean; nan in the table")
-    if bits is not None:
-        print(f"bits/dim  {_mean(bits[ok])}")
-    errors = (f"{name} {_largest(getattr(result, name))}" for name in ("std_error", "solver_error"))
-    print(f"errors    of a row, at most: {', '.join(errors)}")
-    low, high = result.t_span
-    print(f"kind      {result.kind}, prior {result.prior}, t_span ({low:g}, {high:g})")
-    nfe, products = (v.double().mean().item() for v in (result.nfe, result.divergence_evaluations))
-    print(f"NFE       {nfe:.4g} a row, and {products:.4g} vector-Jacobian products")
+def _chosen(options: Namespace) -> dict[str, Any]:
+    """Arguments of the likelihood that are options as they are."""
+    known = {*inspect.signature(log_likelihood).parameters}
+    if options.levels is not None:
+        known = (known - {"extrapolate"}) | {*inspect.signature(discrete_log_likelihood).parameters}
+    return {n: options[n] for n in known - {"model", "divergence", "batch_size"} if n in options}
 
 
-def _mean(values: Tensor) -> str:
-    if len(values) == 0:
-        return "nan"
-    error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return f"{values.mean().item():.4f} +- {error:.4f}"
+def _check_columns(rows: tables.RowFile, options: Namespace, model: DiffusionModel) -> None:
+    names = columns(options, model)
+    if names and rows.columns and names != rows.columns:
+        raise ValueError(
+            f"{options.data} has the columns {', '.join(rows.columns)} and the model was trained on "
+            f"{', '.join(names)}: give those, in that order"
+        )
 
 
-def _largest(values: Tensor) -> str:
-    known = values[torch.isfinite(values)]
-    return f"{known.max().item():.2g}" if len(known) else "unknown"
+def _identity(options: Namespace, size: int) -> dict[str, Any]:
+    """What a table holds: program, model, data and every option that counts."""
+    digest, block = hashlib.sha256(), bytearray(1 << 20)
+    with open(model_file(options.model), "rb", buffering=0) as model:
+        while count := model.readinto(block):
+            digest.update(memoryview(block)[:count])
+    file, key, _ = locate(options.data)
+    stat = os.stat(file)
+    data = f"{Path(file).name} of {stat.st_size} bytes, written at {stat.st_mtime_ns}" + f":{key}" * bool(key)
+    chosen = {name: value for name, value in options.as_dict().items() if name not in PLACE}
+    plain = {n: v.tolist() if isinstance(v, Tensor) else v for n, v in chosen.items()}
+    identity = {"sdediff": __version__, "torch": torch.__version__, "model": digest.hexdigest()[:16]}
+    return {**identity, "data": data, **plain, "batch_size": size}
+
+
+def _evaluate(
+    evaluation: Evaluation, rows: tables.RowFile, table: Table, size: int, total: int, bin_width: float | None
+) -> None:
+    """Evaluate what the table lacks, with a progress bar; a row's probes are the same whatever the batch."""
+    if table.done:
+        print(f"resumed   {table.done} of {total} rows were done already", flush=True)
+    with tqdm(total=total, initial=table.done, unit="row", disable=not sys.stderr.isatty()) as bar:
+        try:
+            for batch in rows.batches(size, start=table.done):
+                names = torch.arange(table.done, table.done + len(batch))
+                table.append(evaluation(batch, names), bin_width)
+                bar.update(len(batch))
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"interrupted; {table.done} of {total} rows are kept in {table.path}, and the same command "
+                "goes on with the others"
+            ) from None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sdediff import files
-from sdediff.data import read, read_csv
+from sdediff.data import stream
 
 Shape = tuple[int, ...]
 
@@ -29,30 +30,58 @@ class Rows(NamedTuple):
     columns: list[str] | None
 
 
-def read_rows(path: str, data_shape: Sequence[int] | None = None, limit: int | None = None) -> Rows:
-    """Rows of a file.
+class RowFile:
+    """Rows of a file as a model takes them, all at once or a batch at a time.
 
     An array (N,) becomes N rows of one column, (N, H, W) images of one channel, and (N, H, W, C) with C of 1,
     3 or 4 images with their channels first, unless `data_shape` says how rows are to be read.
 
+    Args:
+        path: The file.
+        data_shape: Shape of a row.
+        limit: The first rows only.
+
     Raises:
-        ValueError: If rows do not fit the shape, hold NaN, or there are none.
+        ValueError: If the limit is no number of rows; where rows are read, if they do not fit the shape or
+            hold NaN.
     """
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit={limit}: give a positive number of rows")
-    x, columns = _read(path)
-    if x.ndim == 0 or x.numel() == 0:
-        raise ValueError(f"{path} has shape {tuple(x.shape)} and so no rows: give an array of at least one")
-    x = x[:limit]
-    x = x[:, None] if x.ndim == 1 else x
-    finite = torch.isfinite(x).flatten(1).all(dim=1)
-    if not bool(finite.all()):
-        row = int((~finite).nonzero()[0])
-        raise ValueError(
-            f"{path} has NaN or infinite values, first in row {row} (counted from 0): fill or drop those rows"
-        )
-    shape = natural_shape(tuple(x.shape[1:])) if data_shape is None else tuple(data_shape)
-    return Rows(_reshape(x, shape, path), columns)
+
+    def __init__(self, path: str, data_shape: Sequence[int] | None = None, limit: int | None = None) -> None:
+        if limit is not None and limit < 1:
+            raise ValueError(f"limit={limit}: give a positive number of rows")
+        self.path, self.data_shape, self.limit = path, data_shape, limit
+        self.stream = stream(path)
+        self.columns = self.stream.columns
+
+    def batches(self, size: int | None = None, start: int = 0) -> Iterator[Tensor]:
+        """Rows from `start` on, at most `size` at once, or all of them."""
+        for batch in self.stream.batches(size, start, self.limit):
+            yield self._rows(batch, start)
+            start += len(batch)
+
+    def take(self, rows: Sequence[int]) -> Tensor:
+        """Rows of rising numbers."""
+        return self._rows(self.stream.take(rows), rows[0])
+
+    def _rows(self, x: Tensor, start: int) -> Tensor:
+        x = x.float() if x.dtype == torch.bool else x
+        x = x[:, None] if x.ndim == 1 else x
+        finite = torch.isfinite(x).flatten(1).all(dim=1)
+        if not bool(finite.all()):
+            row = start + int((~finite).nonzero()[0])
+            raise ValueError(
+                f"{self.path} has NaN or infinite values, first in row {row} (counted from 0): fill or drop "
+                "those rows"
+            )
+        shape = natural_shape(tuple(x.shape[1:])) if self.data_shape is None else tuple(self.data_shape)
+        return _reshape(x, shape, self.path)
+
+
+def read_rows(path: str, data_shape: Sequence[int] | None = None) -> Rows:
+    """All rows of a file, as :class:`RowFile` gives them."""
+    rows = RowFile(path, data_shape)
+    (values,) = rows.batches()
+    return Rows(values, rows.columns)
 
 
 def check_varies(rows: Rows, path: str) -> None:
@@ -62,15 +91,6 @@ def check_varies(rows: Rows, path: str) -> None:
     if constant:
         name = repr(rows.columns[constant[0]]) if rows.columns else f"{constant[0]} (counted from 0)"
         raise ValueError(f"{path}: column {name} is constant and has no density: leave it out")
-
-
-def _read(path: str) -> Rows:
-    if Path(path).suffix.lower() == ".csv" and Path(path).is_file():
-        table = read_csv(path)
-        unnamed = [f"column {i + 1}" for i in range(len(table.columns))]
-        return Rows(table.values, None if table.columns == unnamed else table.columns)
-    x = read(path)
-    return Rows(x.float() if x.dtype == torch.bool else x, None)
 
 
 def natural_shape(own: Shape) -> Shape:
@@ -196,11 +216,20 @@ def write_csv(
 ) -> None:
     """Write a table of numbers with enough digits to read the same ones back."""
     digits = 9 if np.dtype(dtype) == np.float32 else 17
+    files.write_text(path, csv_text([columns, *rows], digits))
+
+
+def csv_text(rows: Iterable[Sequence[float | str]], digits: int = 17) -> str:
+    r"""Lines of a CSV file: floating numbers with that many digits, other cells as they are.
+
+    Example:
+        >>> csv_text([["row", "value", "kind"], [0, 0.1, "density, exact"]], digits=9)
+        'row,value,kind\n0,0.1,"density, exact"\n'
+    """
     text = io.StringIO()
-    text.write(",".join(columns) + "\n")
-    for row in rows:
-        text.write(",".join(str(v) if isinstance(v, int) else f"{v:.{digits}g}" for v in row) + "\n")
-    files.write_text(path, text.getvalue())
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([f"{v:.{digits}g}" if isinstance(v, float) else v for v in row] for row in rows)
+    return text.getvalue()
 
 
 def _write_png(file: io.BufferedWriter, images: np.ndarray, levels: tuple[float, ...]) -> None:

@@ -2,5 +2,6 @@
 
 from sdediff.data.digits import Split, dequantise, digits
 from sdediff.data.readers import Table, read, read_csv
+from sdediff.data.streams import Stream, stream
 
-__all__ = ["Split", "Table", "dequantise", "digits", "read", "read_csv"]
+__all__ = ["Split", "Stream", "Table", "dequantise", "digits", "read", "read_csv", "stream"]

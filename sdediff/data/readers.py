@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,20 +51,10 @@ def read(path: str | os.PathLike[str], *, key: str | None = None, dtype: torch.d
         tensor([[1., 0.],
                 [0., 1.]])
     """
-    file, key = _split_key(os.fspath(path), key)
-    suffix = Path(file).suffix.lower()
-    if not Path(file).is_file():
-        raise FileNotFoundError(f"there is no file {file}")
+    file, key, suffix = locate(path, key)
     if suffix == ".csv":
-        if key is not None:
-            raise ValueError(f"{file} is one table, but the array {key!r} was asked for: leave the key out")
         return read_csv(file, dtype=dtype).values
-    if suffix not in _SUFFIXES:
-        raise ValueError(f"{file} is of no kind that can be read: give one of {', '.join(_SUFFIXES)}")
-    tensor = _tensor(_choose(_load(file, suffix), file, key), file)
-    if dtype is not None or tensor.is_floating_point():
-        tensor = tensor.to(dtype or torch.get_default_dtype())
-    return tensor
+    return as_tensor(choose(_load(file, suffix), file, key), file, dtype)
 
 
 def read_csv(
@@ -94,26 +87,67 @@ def read_csv(
         Table(values=tensor([[1.5000, 2.0000],
                 [3.0000, 4.0000]]), columns=['height', 'width'])
     """
-    name = os.fspath(path)
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        try:
-            delimiter = delimiter or _delimiter(file.readline())
-            file.seek(0)
-            reader = csv.reader(file, delimiter=delimiter, skipinitialspace=True)
-            lines = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise ValueError(f"{name} is no CSV text in UTF-8 ({error}): save it as such") from error
-    if not lines:
-        raise ValueError(f"{name} is empty: it needs at least one line of numbers")
-    first = lines[0][1]
-    if header is None:
-        header = not any(_is_number(cell) for cell in first)
-    columns = [cell.strip() for cell in first] if header else [f"column {i + 1}" for i in range(len(first))]
-    rows = lines[1:] if header else lines
-    if not rows:
-        raise ValueError(f"{name} has a header and no rows: it needs at least one line of numbers")
-    values = np.array([_numbers(row, columns, number, name) for number, row in rows])
-    return Table(torch.from_numpy(values).to(dtype or torch.get_default_dtype()), columns)
+    rows = CsvRows(os.fspath(path), header, delimiter)
+    (values,) = rows.batches()
+    return Table(torch.from_numpy(values).to(dtype or torch.get_default_dtype()), rows.columns)
+
+
+class CsvRows:
+    """Rows of a CSV file, read from its beginning on; arguments as in :func:`read_csv`."""
+
+    def __init__(self, path: str, header: bool | None = None, delimiter: str | None = None) -> None:
+        self.path, self.delimiter = path, delimiter
+        first = next(self._lines(), None)
+        if first is None:
+            raise ValueError(f"{path} is empty: it needs at least one line of numbers")
+        cells = [cell.strip() for cell in first[1]]
+        self.header = not any(map(_is_number, cells)) if header is None else header
+        unnamed = [f"column {i + 1}" for i in range(len(cells))]
+        self.columns = cells if self.header else unnamed
+        self.named = self.columns != unnamed
+
+    def batches(
+        self, size: int | None = None, start: int = 0, stop: int | None = None
+    ) -> Iterator[np.ndarray]:
+        """Values of rows from `start` to `stop`, (n, D) float64, at most `size` at a time, or all."""
+        lines = self._lines()
+        if self.header:
+            next(lines)
+        chosen = islice(lines, start, stop)
+        while part := [_numbers(row, self.columns, line, self.path) for line, row in islice(chosen, size)]:
+            yield np.array(part)
+            start += len(part)
+        if start == 0 and stop != 0:
+            raise ValueError(f"{self.path} has a header and no rows: it needs at least one line of numbers")
+
+    def _lines(self) -> Iterator[tuple[int, list[str]]]:
+        """Numbered lines that hold something."""
+        with open(self.path, newline="", encoding="utf-8-sig") as file:
+            try:
+                delimiter = self.delimiter or _delimiter(file.readline())
+                file.seek(0)
+                reader = csv.reader(file, delimiter=delimiter, skipinitialspace=True)
+                yield from ((reader.line_num, row) for row in reader if any(cell.strip() for cell in row))
+            except (UnicodeDecodeError, csv.Error) as error:
+                raise ValueError(f"{self.path} is no CSV text in UTF-8 ({error}): save it as such") from error
+
+
+def locate(path: str | os.PathLike[str], key: str | None = None) -> tuple[str, str | None, str]:
+    """The file of a path such as ``data.npz:images``, the array chosen in it, and the kind of file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is of another kind, or a table in which an array is chosen.
+    """
+    file, key = _split_key(os.fspath(path), key)
+    suffix = Path(file).suffix.lower()
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"there is no file {file}")
+    if suffix not in _SUFFIXES:
+        raise ValueError(f"{file} is of no kind that can be read: give one of {', '.join(_SUFFIXES)}")
+    if suffix == ".csv" and key is not None:
+        raise ValueError(f"{file} is one table, but the array {key!r} was asked for: leave the key out")
+    return file, key, suffix
 
 
 def _split_key(path: str, key: str | None) -> tuple[str, str | None]:
@@ -126,20 +160,27 @@ def _split_key(path: str, key: str | None) -> tuple[str, str | None]:
 
 
 def _load(file: str, suffix: str) -> Any:
-    try:
+    with plain(file):
         if suffix == ".pt":
             return torch.load(file, map_location="cpu", weights_only=True)
         array = np.load(file, allow_pickle=False)
         return {name: array[name] for name in array.files} if suffix == ".npz" else array
+
+
+@contextmanager
+def plain(file: str) -> Iterator[None]:
+    """Whatever goes wrong in reading a binary file, as one sentence."""
+    try:
+        yield
     except Exception as error:
         raise ValueError(
             f"{file} is damaged or holds objects other than plain arrays, which are not read because that "
-            "could run code: "
-            "write it again as numbers"
+            "could run code: write it again as numbers"
         ) from error
 
 
-def _choose(content: Any, file: str, key: str | None) -> Any:
+def choose(content: Any, file: str, key: str | None) -> Any:
+    """The array of that name, or the only one."""
     if not isinstance(content, dict):
         if key is not None:
             raise ValueError(f"{file} is one array, but {key!r} was asked for: leave the key out")
@@ -156,14 +197,17 @@ def _choose(content: Any, file: str, key: str | None) -> Any:
     return content[key]
 
 
-def _tensor(value: Any, file: str) -> Tensor:
-    if isinstance(value, Tensor):
-        return value
+def as_tensor(value: Any, file: str, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor in that dtype; left out, integers keep theirs and other numbers take torch's default."""
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         # torch knows only the machine's byte order
-        return torch.from_numpy(np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("=")))
-    kind = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
-    raise ValueError(f"{file} holds {kind} where real numbers are needed: choose a numeric array")
+        value = torch.from_numpy(np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("=")))
+    if not isinstance(value, Tensor):
+        kind = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
+        raise ValueError(f"{file} holds {kind} where real numbers are needed: choose a numeric array")
+    if dtype is not None or value.is_floating_point():
+        return value.to(dtype or torch.get_default_dtype())
+    return value
 
 
 def _delimiter(line: str) -> str:
