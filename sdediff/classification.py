@@ -63,9 +63,9 @@ class Classification:
     def log_odds(self, first: int | Tensor, second: int | Tensor) -> LogLikelihood:
         r"""Log-odds :math:`\log P(a|x) - \log P(b|x)` of two classes, with their errors.
 
-        The standard errors of the two likelihoods are added as if their probes were independent. They are the
-        same ones, so errors that two similar conditions share cancel in the difference, and its interval is
-        wider than need be (`tests/test_uses.py` measures it).
+        The probes are the same ones under both conditions. Errors that similar conditions share cancel in the
+        difference, but nothing forbids that they add up instead: the standard error stated is the sum of
+        both, which bounds it whatever their correlation, with the degrees of freedom of the less certain one.
 
         Args:
             first: Number of class a, or one a datum, (n,).
@@ -81,10 +81,16 @@ class Classification:
         n = len(self.likelihoods[0].log_prob)
         a, b = (self._numbers(v, n) for v in (first, second))
         rows, together = torch.arange(n, device=a.device), LogLikelihood.join(list(self.likelihoods))
-        difference = together.take(a * n + rows) - together.take(b * n + rows)
+        one, two = together.take(a * n + rows), together.take(b * n + rows)
+        difference = one - two
         log_prior = self.class_prior.log().to(difference.log_prob)
         value = difference.log_prob + log_prior[a] - log_prior[b]
-        return replace(difference, log_prob=torch.where(self._known, value, torch.nan))
+        return replace(
+            difference,
+            log_prob=torch.where(self._known, value, torch.nan),
+            std_error=one.std_error + two.std_error,
+            degrees=torch.minimum(one.degrees, two.degrees),
+        )
 
     def sure(self, level: float = 0.95) -> Tensor:
         """Whether the predicted class leads every other by more than the numbers' own errors, (n,) bool.
@@ -127,7 +133,7 @@ def classify(
     r"""Classify data by log p(x | c): the class that explains them best, by Bayes' rule.
 
     The likelihood is evaluated under every condition; datum i has the same probes under all of them (common
-    random numbers), so that differences between classes are sharper than the values.
+    random numbers), so that differences between similar classes are sharper than the values.
 
     Args:
         model: A conditional model.
@@ -189,7 +195,10 @@ def _distribution(class_prior: Any, count: int) -> Tensor:
     """Probabilities of the classes, (C,) float64."""
     if class_prior is None:
         return torch.full((count,), 1 / count, dtype=torch.float64)
-    weights = torch.as_tensor(class_prior, dtype=torch.float64)
+    try:
+        weights = torch.as_tensor(class_prior, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):  # words, or an object meant for prior=
+        weights = torch.empty(0)
     valid = weights.shape == (count,) and bool(torch.isfinite(weights).all() and (weights >= 0).all())
     if not valid or not bool(weights.sum() > 0):
         raise ValueError(
