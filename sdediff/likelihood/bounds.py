@@ -219,6 +219,24 @@ def excess(
     return (denoised - rounded) / level - reference.score(rounded, level)
 
 
+def prior_excess(
+    model: DiffusionModel, reference: GaussianReference, prior: Prior, t: float, x: Tensor
+) -> Tensor:
+    """The prior's log-density less the reference's at x (*, d), canonical, at time t; (*)."""
+    alpha, points = float(model.process.alpha(_time(t))), x.flatten(0, -2)
+    ratio = prior.log_prob(alpha * points).to(x) - reference.log_prob(points, _clock(model, t)).to(x)
+    return ratio.view(x.shape[:-1]) + model.dim * math.log(alpha)
+
+
+def _clock(model: DiffusionModel, t: float) -> float:
+    """v at time t."""
+    return float(torch.exp(-2 * model.process.lam(_time(t))))
+
+
+def _time(t: float) -> Tensor:
+    return torch.tensor(t, dtype=torch.float64)
+
+
 @dataclass(frozen=True)
 class _Estimator:
     """Independent estimates of what a bound adds to the reference's log-density.
@@ -228,7 +246,6 @@ class _Estimator:
         floor: ln sigma~ at t_min.
         edges: Of the cells in s, rising, (CELLS + 1,). Where s < floor, v goes on along the tangent of
             exp(2 s), to 0 at floor - 1/2.
-        end: Clock V.
         series: Which of two disjoint sets of draws.
     """
 
@@ -272,15 +289,9 @@ class _Estimator:
         ).view_as(points)
         other = delta + 2 * self.reference.score(points, v[..., None]) + 2 * z / root
         integral = (level * width * (delta * other).sum(dim=3)).mean(dim=0).sum(dim=0)
-        return self._end(x, z) - integral
-
-    def _end(self, x: Tensor, z: Tensor) -> Tensor:
-        """Mean of ``log prior - log reference`` at t_max, over the same draws."""
-        t = torch.tensor(self.span[1], dtype=torch.float64)
-        alpha, v = float(self.model.process.alpha(t)), float(torch.exp(-2 * self.model.process.lam(t)))
-        points = (x + math.sqrt(v - self.start) * z).flatten(0, 2)
-        ratio = self.prior.log_prob(alpha * points) - self.reference.log_prob(points, v)
-        return ratio.to(x).view(-1, len(x)).mean(dim=0) + self.model.dim * math.log(alpha)
+        t = self.span[1]
+        far = x + math.sqrt(_clock(self.model, t) - self.start) * z
+        return prior_excess(self.model, self.reference, self.prior, t, far).mean(dim=(0, 1)) - integral
 
 
 def _bound(model: DiffusionModel, x: Tensor, options: _Options, *, clean: bool) -> LogLikelihood:
@@ -289,7 +300,7 @@ def _bound(model: DiffusionModel, x: Tensor, options: _Options, *, clean: bool) 
     z = state.flatten(1).to(wide(state))
     n, span = len(z), check_span(model, options.t_span)
     rows, cond = rows_of(n, options.indices), model.expand_condition(options.cond, n, z.device)
-    low, high = (-float(model.process.lam(torch.tensor(t, dtype=torch.float64))) for t in span)
+    low, high = (-float(model.process.lam(_time(t))) for t in span)
     noise = math.exp(2 * low)
     centre = math.log(data_scale(model) * _CENTRE)
     edges = clustered_rule(low - 0.5 if clean else low, high, centre, CELLS + 1)[0]
