@@ -63,10 +63,11 @@ def same_model(first: Path, second: Path) -> bool:
     return config == other and a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def table(path: Path) -> dict[str, list[float]]:
+def table(path: Path) -> dict[str, list]:
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
-    return {name: [float(row[name]) for row in rows] for name in rows[0]}
+    words = ("status", "kind", "prior")
+    return {name: [row[name] if name in words else float(row[name]) for row in rows] for name in rows[0]}
 
 
 # -- round trips

@@ -98,7 +98,7 @@ class Table:
         with open(self.path, "rb") as source, files.whole(self.out) as temporary:
             source.readline()
             with open(temporary, "wb") as target:
-                while block := source.read(1 << 20):
+                while block := source.read(1 << 16):
                     target.write(block)
 
     def remove_partial(self) -> None:
