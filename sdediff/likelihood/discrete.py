@@ -98,28 +98,10 @@ def discrete_log_likelihood(
         ('probability/lower bound', torch.Size([4]))
     """
     _check(model, quantisation, draws, importance_weighted, divergence)
-    x = model.check_batch(_floating(model, x))
-    index, dequantisation = quantisation.index(x), resolve_dequantisation(dequantisation)
-    if t_span is None and (start := dequantisation.start(model, quantisation)) != model.process.t_min:
-        t_span = (start, model.process.t_max)
-    tau = half_cell(model, quantisation, check_span(model, t_span)[0]).to(x.device)
-    rows, cond = rows_of(len(x), indices), model.expand_condition(cond, len(x), x.device)
-    options |= {"divergence": divergence, "seed": seed, "t_span": t_span}
-    parts, weights = [], []
-    for numbers in torch.arange(draws).split(max(1, _POINTS // len(x))):
-        points, log_q = [], []
-        for draw in numbers.tolist():
-            v = uniform(seed, rows, Stream.DEQUANTISE, draw, x.shape[1:], x.dtype, x.device)
-            u, density = dequantisation.warp(v, quantisation.unit(index), tau)
-            points.append(quantisation.point(index, u.to(x.dtype)))
-            log_q.append(density)
-        c = None if cond is None else torch.cat([cond] * len(numbers))
-        names = (rows + (numbers[:, None] << _NAMES)).flatten()
-        part = log_likelihood(model, torch.cat(points), solver, cond=c, indices=names, **options)
-        log_p = part.log_prob.reshape(len(numbers), -1)
-        weights.append(log_p + model.dim * math.log(quantisation.width) - torch.stack(log_q).to(log_p))
-        parts.append(replace(part, latent=None))
-    return combine(LogLikelihood.join(parts), torch.cat(weights), importance_weighted)
+    options |= {"cond": cond, "seed": seed, "indices": indices, "t_span": t_span, "divergence": divergence}
+    dequantisation = resolve_dequantisation(dequantisation)
+    drawn = draw(model, x, quantisation, solver, dequantisation, draws, **options)
+    return combine(*drawn, importance_weighted)
 
 
 def _check(
@@ -150,6 +132,45 @@ def _floating(model: DiffusionModel, x: Any) -> Any:
     if not isinstance(x, Tensor) or x.is_floating_point():
         return x
     return x.to(torch.get_default_dtype() if model.state_type is None else model.state_type[0])
+
+
+def draw(
+    model: DiffusionModel,
+    x: Tensor,
+    quantisation: Quantisation,
+    solver: str | Solver,
+    dequantisation: Dequantisation,
+    draws: int,
+    *,
+    cond: Any,
+    seed: int,
+    indices: Any,
+    t_span: tuple[float, float] | None,
+    **options: Any,
+) -> tuple[LogLikelihood, Tensor]:
+    """Densities of the dequantised points, draw by draw (draws n), and the draws' log-weights (draws, n)."""
+    x = model.check_batch(_floating(model, x))
+    index = quantisation.index(x)
+    if t_span is None and (start := dequantisation.start(model, quantisation)) != model.process.t_min:
+        t_span = (start, model.process.t_max)
+    tau = half_cell(model, quantisation, check_span(model, t_span)[0]).to(x.device)
+    rows, cond = rows_of(len(x), indices), model.expand_condition(cond, len(x), x.device)
+    options |= {"seed": seed, "t_span": t_span}
+    parts, weights = [], []
+    for numbers in torch.arange(draws).split(max(1, _POINTS // len(x))):
+        points, log_q = [], []
+        for number in numbers.tolist():
+            v = uniform(seed, rows, Stream.DEQUANTISE, number, x.shape[1:], x.dtype, x.device)
+            u, density = dequantisation.warp(v, quantisation.unit(index), tau)
+            points.append(quantisation.point(index, u.to(x.dtype)))
+            log_q.append(density)
+        c = None if cond is None else torch.cat([cond] * len(numbers))
+        names = (rows + (numbers[:, None] << _NAMES)).flatten()
+        part = log_likelihood(model, torch.cat(points), solver, cond=c, indices=names, **options)
+        log_p = part.log_prob.reshape(len(numbers), -1)
+        weights.append(log_p + model.dim * math.log(quantisation.width) - torch.stack(log_q).to(log_p))
+        parts.append(replace(part, latent=None))
+    return LogLikelihood.join(parts), torch.cat(weights)
 
 
 def combine(points: LogLikelihood, log_weights: Tensor, importance_weighted: bool) -> LogLikelihood:
