@@ -173,7 +173,7 @@ def draw_prior(model: DiffusionModel, run: Run, rows: Tensor, dtype: torch.dtype
 
 def join(parts: list[Solution]) -> Solution:
     """Solutions of consecutive rows as one."""
-    fields = ("x", "t", "nfe", "accepted", "rejected", "status", "error", "global_error")
+    fields = ("x", "t", "nfe", "accepted", "rejected", "status", "error", "global_error", "error_size")
     joined = {
         f: None if getattr(parts[0], f) is None else torch.cat([getattr(p, f) for p in parts]) for f in fields
     }

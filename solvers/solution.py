@@ -40,8 +40,10 @@ class Solution:
         rejected: Rejected steps, (B,).
         status: :class:`Status` values, (B,).
         path: States at the times asked for by `save_at`, (S, B, *E), or None.
-        error: Estimated error of the functional whose gradient was given as `dual`, (B,); nan where the
-            solver gives none.
+        error: Estimated error of the functional whose gradient was given as `dual`, (B,), with its sign where
+            the solver knows it; nan where the solver gives none.
+        error_size: Sum of the absolute values that `error` is the signed sum of, (B,), one order of the step
+            larger: how far `error` can be trusted. None where the solver does not know.
         global_error: Estimate of x minus the exact solution, (B, *E), by solvers that make one
             (:class:`solvers.Richardson`), else None.
     """
@@ -55,6 +57,7 @@ class Solution:
     path: Tensor | None = None
     error: Tensor | None = None
     global_error: Tensor | None = None
+    error_size: Tensor | None = None
 
     @property
     def ok(self) -> Tensor:

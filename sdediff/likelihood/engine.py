@@ -190,6 +190,21 @@ def _with_error_estimate(run: Run) -> Run:
     return replace(run, solver=doubled, options={**run.options, "solver": doubled})
 
 
+def path_error(solution: Solution) -> Tensor:
+    """Bound of the path's error in log p, (B,), nats; nan where the solver estimates none.
+
+    Estimates of doubled steps are sharp to leading order: doubled, they bound. The signed sum of defects is
+    sharp too, but for what the score misses as the flow's adjoint, and for its own rule where steps are long:
+    five times it, and a term of higher order in the defects' size, hold for 95 % of points or more on
+    closed-form mixtures and processes at tolerances from 1e-3 to 1e-8, and are 3 to 15 times the error at the
+    median (`tests/benchmarks/likelihood_coverage.py`).
+    """
+    if solution.error is None:
+        return torch.full_like(solution.t, float("nan"))
+    error = solution.error.abs()
+    return 2 * error if solution.error_size is None else 5 * error + 16 * solution.error_size**1.5
+
+
 def _score_weight(problem: SemiLinear) -> Any:
     def dual(t: Any, z: Tensor, denoised: Tensor) -> Tensor:
         c = problem.at(t, z)
@@ -245,13 +260,10 @@ class _Part:
         end = run.prior.log_prob(latent.flatten(1)).to(value)
         scales = model.dim * torch.log(model.process.alpha(run.span[1])) - model.log_scale
         value = torch.where(solution.ok, end + value + scales.to(value), float("nan"))
-        error = torch.full_like(value, float("nan")) if solution.error is None else solution.error.to(value)
-        if isinstance(run.solver, StepDoubling):  # sharp to leading order: doubled, it bounds
-            error = 2 * error
         return LogLikelihood(
             log_prob=value,
             std_error=integral.variance.sqrt(),
-            solver_error=error + integral.quadrature_error,
+            solver_error=path_error(solution).to(value) + integral.quadrature_error,
             degrees=integral.degrees,
             nfe=solution.nfe,
             divergence_evaluations=integral.products,

@@ -17,6 +17,7 @@ variances, not one of the sum's, and a standard error with many degrees of freed
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from functools import partial
 
@@ -26,12 +27,9 @@ from torch import Tensor
 from solvers.active import wide
 
 from ..model import Condition, DiffusionModel
-from .divergence import Divergence
+from .divergence import Divergence, RowFunction
 from .hutchinson import Hutchinson
 from .nodes import Rule
-
-# A trace keeps the network's activations at so many (sample, node) pairs, or so many numbers in all of them.
-_ROWS, _NUMBERS = 4096, 1 << 17
 
 
 @dataclass(frozen=True)
@@ -106,40 +104,60 @@ def _integrate(
 ) -> Integral:
     """Traces at all nodes, batched over samples and times, and their weighted sums."""
     nodes, batch = path.shape[:2]
+    means = torch.empty(nodes, batch, dtype=wide(path), device=path.device)
+    weights, half = rule.weights.to(means), rule.coarse[0].to(means)
+    fine, gap = (_Scatter(w, divergence, batch) for w in (weights, weights - half))
+    for parts, node, who in traces_along(model, rule, divergence, path, cond, rows, seed):
+        means[node, who] = parts.mean(dim=0).sum(dim=1)
+        for scatter in (fine, gap):
+            scatter.add(parts, node, who)
+    return _combine(model, rule, divergence, means, fine, gap)
+
+
+def traces_along(
+    model: DiffusionModel,
+    rule: Rule,
+    divergence: Divergence,
+    path: Tensor,
+    cond: Condition,
+    rows: Tensor,
+    seed: int,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Parts (P, R, K) of ``tr dD/dx~`` at points of the paths, with their nodes and samples, (R,)."""
+    nodes, batch = path.shape[:2]
     device, points = path.device, path.flatten(0, 1)
-    node = torch.arange(nodes, device=device).repeat_interleave(batch)
-    who = torch.arange(batch, device=device).repeat(nodes)
+    nodes_of = torch.arange(nodes, device=device).repeat_interleave(batch)
+    samples = torch.arange(batch, device=device).repeat(nodes)
     times = torch.tensor(rule.times, dtype=wide(path), device=device)
     alpha = model.process.alpha(times)
-    weights, coarse = (v.to(alpha) for v in (rule.weights, rule.coarse))
-    # tr dD/dx~ = alpha tr dD/dx
-    fine, gap = (_Scatter(w * alpha, divergence, batch) for w in (weights, weights - coarse))
-    means = alpha.new_empty(len(points))
-    size = min(_ROWS, max(1, _NUMBERS // model.dim))
-    for start in range(0, len(points), size):
-        here = slice(start, start + size)
-        c = None if cond is None else cond[who[here]]
-        denoise, names = partial(model.problem(0.0, c).denoise, times[node[here]]), rows.to(device)[who[here]]
-        parts = divergence.traces(denoise, points[here], names, node[here], seed).detach().to(alpha)
+
+    def at(here: slice) -> tuple[RowFunction, Tensor]:
+        c = None if cond is None else cond[samples[here]]
+        return partial(model.problem(0.0, c).denoise, times[nodes_of[here]]), points[here]
+
+    divergence = divergence.suited(model.network, at, len(points))
+    size = divergence.points(model.dim)
+    for here in (slice(start, start + size) for start in range(0, len(points), size)):
+        node, who, (denoise, x) = nodes_of[here], samples[here], at(here)
+        parts = divergence.traces(denoise, x, rows.to(device)[who], node, seed).detach().to(alpha)
         parts = parts if parts.ndim == 3 else parts[..., None]
-        means[here] = parts.mean(dim=0).sum(dim=1)
-        for scatter in (fine, gap):
-            scatter.add(parts, node[here], who[here])
-    return _combine(model, rule, divergence, means.view(nodes, batch) * alpha[:, None], fine, gap)
+        yield parts * alpha[node][:, None], node, who  # tr dD/dx~ = alpha tr dD/dx
 
 
 def _combine(
     model: DiffusionModel, rule: Rule, divergence: Divergence, traces: Tensor, fine: _Scatter, gap: _Scatter
 ) -> Integral:
     """The integral from the traces (nodes, B), and from how random ones scatter."""
-    weights, coarse, clock = (v.to(traces) for v in (rule.weights, rule.coarse, rule.clock))
+    weights, (half, quarter), clock = (v.to(traces) for v in (rule.weights, rule.coarse, rule.clock))
     noise, variances = torch.exp(2 * clock), _variances(model).to(traces)
     rest = (variances / (variances + noise[:, None])).sum(dim=1)[:, None] - traces
     closed = 0.5 * torch.log((variances + noise[-1]) / (variances + noise[0])).sum()
     variance, degrees = fine.result()
-    error = ((weights - coarse) @ rest).abs()
-    # What the probes' own noise puts into the gap says nothing of the quadrature.
-    error = (error - 2 * gap.result()[0].nan_to_num().sqrt()).clamp(min=0)
+    # Errors of a spectral rule fall faster from step to step: e_n <= e_half^2 / e_quarter.
+    change, before = ((weights - half) @ rest).abs(), ((half - quarter) @ rest).abs()
+    shrinks = torch.nan_to_num(change / before, nan=1.0).clamp(rule.fastest, 1)
+    # What the probes' own noise puts into the change says nothing of the quadrature.
+    error = shrinks * (change - 2 * gap.result()[0].nan_to_num().sqrt()).clamp(min=0)
     products = torch.full_like(degrees, len(clock) * divergence.evaluations(model.dim), dtype=torch.int64)
     return Integral(closed + weights @ rest, variance, degrees, error, traces[0], products)
 

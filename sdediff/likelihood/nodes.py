@@ -12,7 +12,7 @@ from solvers.solve import time_grid
 
 from ..model import DiffusionModel
 from ..run import Run
-from .quadrature import check_count, clustered_rule, spline_weights
+from .quadrature import check_count, clustered_rule, coarse_weights, spline_weights
 
 DEFAULT_NODES = 65
 _CENTRE = 0.4  # noise level around which nodes cluster, in standard deviations of the data
@@ -55,12 +55,14 @@ class Nodes:
 
 @dataclass(frozen=True)
 class Rule:
-    """Quadrature in the clock s: rising times, weights, and a coarser rule's weights for the error."""
+    """Quadrature in the clock s: rising times, weights, and those of two coarser rules, for the error."""
 
     times: tuple[float, ...]
     clock: Tensor
     weights: Tensor
     coarse: Tensor
+    #: The least that the error may be said to be of the change from half the nodes; 1 on a solver's own grid.
+    fastest: float = 1 / 32
 
     @classmethod
     def of(cls, model: DiffusionModel, run: Run, nodes: int | Nodes | None) -> Rule:
@@ -74,10 +76,8 @@ class Rule:
                 )
             grid = fixed_grid(model, run)
             clock = -process.lam(torch.tensor(grid, dtype=torch.float64))
-            keep = sorted({*range(0, len(grid), 2), len(grid) - 1})
-            coarse = torch.zeros_like(clock)
-            coarse[keep] = torch.from_numpy(spline_weights(clock[keep].numpy()))
-            return cls(grid, clock, torch.from_numpy(spline_weights(clock.numpy())), coarse)
+            of_all, coarse = spline_weights(clock.numpy()), coarse_weights(clock.numpy())
+            return cls(grid, clock, torch.from_numpy(of_all), torch.from_numpy(coarse), fastest=1.0)
         spread = Nodes.of(nodes)
         low, high = (-float(process.lam(t)) for t in run.span)
         centres = spread.centres or (math.log(data_scale(model) * _CENTRE),)

@@ -52,7 +52,8 @@ def clustered_rule(
         width: Standard deviation of the normals.
 
     Returns:
-        Nodes, rising; weights; weights of the rule on every other node (0 between), for an error estimate.
+        Nodes, rising; weights; weights of the rules on every second and every fourth node, 0 between, (2, n),
+        for an error estimate.
 
     Raises:
         ValueError: If n is not a multiple of 4 plus 1.
@@ -76,9 +77,16 @@ def clustered_rule(
     for _ in range(3):  # Newton, from a guess good to 1e-6
         nodes = np.clip(nodes - (mass(nodes) - u) / density(nodes), low, high)
     nodes[0], nodes[-1] = low, high
-    coarse = np.zeros(n)
-    coarse[::2] = spline_weights(u[::2])
-    return nodes, spline_weights(u) / density(nodes), coarse / density(nodes)
+    return nodes, spline_weights(u) / density(nodes), coarse_weights(u) / density(nodes)
+
+
+def coarse_weights(nodes: np.ndarray) -> np.ndarray:
+    """Spline weights on every second and every fourth node, and the last, 0 between, (2, n)."""
+    coarse = np.zeros((2, len(nodes)))
+    for row, stride in zip(coarse, (2, 4), strict=True):
+        keep = sorted({*range(0, len(nodes), stride), len(nodes) - 1})
+        row[keep] = spline_weights(nodes[keep])
+    return coarse
 
 
 def check_count(n: int) -> None:
