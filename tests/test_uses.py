@@ -298,7 +298,7 @@ def test_intervals_of_scores_hold_the_score_and_cover(kind):
     data = random_mixture(8, 3, seed=0, dtype=F64)
     model, x = data.model(sdediff.VP()), data.sample(200, seed=1)
     reference = model.log_likelihood(data.sample(60, seed=2))
-    exact = model.anomaly_score(x, reference, kind).value
+    exact = model.anomaly_score(x, reference, kind=kind).value
     probes = sdediff.Hutchinson(2)
     likelihood = model.log_likelihood(x, divergence=probes)
     scores = sdediff.AnomalyScores(kind, likelihood, reference)
@@ -309,7 +309,7 @@ def test_intervals_of_scores_hold_the_score_and_cover(kind):
     if kind == "typicality":
         assert bool((low >= 0).all()) and bool((low == 0).any())
     with pytest.raises(ValueError, match="cannot be compared or averaged"):
-        model.anomaly_score(x[:2], reference, kind, divergence=probes)
+        model.anomaly_score(x[:2], reference, kind=kind, divergence=probes)
 
 
 @pytest.mark.parametrize("kind", ["log-density", "typicality"])
@@ -319,11 +319,11 @@ def test_p_values_of_normal_data_are_uniform_and_of_odd_data_small(kind):
     model = data.model(sdediff.VP())
     settings = {"solver": "ddim", "steps": 12}  # monotone in |x|: enough to rank
     reference = model.log_likelihood(data.sample(1999, seed=2), **settings)
-    p = model.anomaly_score(data.sample(2000, seed=1), reference, kind, **settings).p_value()
+    p = model.anomaly_score(data.sample(2000, seed=1), reference, kind=kind, **settings).p_value()
     for q in (0.05, 0.2, 0.5):
         spread = math.sqrt(q * (1 - q) * (1 / 2000 + 1 / 1999))  # of the data, and of the reference
         assert abs(float((p <= q).double().mean()) - q) < 4 * spread
-    odd = model.anomaly_score(torch.full((1, 2), 5.0, dtype=F64), reference, kind, **settings).p_value()
+    odd = model.anomaly_score(torch.full((1, 2), 5.0, dtype=F64), reference, kind=kind, **settings).p_value()
     assert odd.tolist() == [1 / 2000]
 
 
@@ -387,7 +387,7 @@ def test_sets_perfectly_apart_leave_room_for_doubt():
 @pytest.mark.parametrize("spread", [1.0, 3.0])
 @pytest.mark.parametrize(("area", "n", "m"), [(0.8, 20, 60), (0.95, 40, 40), (0.99, 60, 20)])
 def test_intervals_of_the_area_cover(spread, area, n, m):
-    """Two Gaussians: area = Phi(shift / |spread|). 200 pairs of sets; a false alarm once in 1000 times at 94 %."""
+    """Two Gaussians: area = Phi(shift / |spread|). 200 pairs of sets; a false alarm at 94 % once in 1000 times."""
     shift = float(norm.ppf(area)) * math.hypot(1, spread)
     x, y = normal(200, n, seed=5), shift + spread * normal(200, m, seed=6)
     held = 0
@@ -514,9 +514,21 @@ class NoWhitening:
         (lambda m, x: m.classify(x), ValueError, "knows no number of classes: give conds="),
         (lambda m, x: m.classify(x, 3), ValueError, "give the conditions of two classes or more"),
         (lambda m, x: m.classify(x, [0]), ValueError, "give the conditions of two classes or more"),
-        (lambda m, x: m.classify(x, [0, 1], [1, 2, 3]), ValueError, "give 2 numbers that are not negative"),
-        (lambda m, x: m.classify(x, [0, 1], [1, -1]), ValueError, "give 2 numbers that are not negative"),
-        (lambda m, x: m.classify(x, [0, 1], "standard"), ValueError, r"the prior at t_max is prior="),
+        (
+            lambda m, x: m.classify(x, [0, 1], class_prior=[1, 2, 3]),
+            ValueError,
+            "give 2 numbers that are not negative",
+        ),
+        (
+            lambda m, x: m.classify(x, [0, 1], class_prior=[1, -1]),
+            ValueError,
+            "give 2 numbers that are not negative",
+        ),
+        (
+            lambda m, x: m.classify(x, [0, 1], class_prior="standard"),
+            ValueError,
+            r"the prior at t_max is prior=",
+        ),
         (lambda m, x: m.classify(x[:, :1], [0, 1]), ValueError, "x has shape"),
         (lambda m, x: m.anomaly_score(x, kind="odd"), ValueError, "take one of log-density, typicality"),
         (lambda m, x: m.anomaly_score(x, kind="typicality"), ValueError, "give reference=, data not trained"),
