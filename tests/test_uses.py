@@ -387,7 +387,7 @@ def test_sets_perfectly_apart_leave_room_for_doubt():
 @pytest.mark.parametrize("spread", [1.0, 3.0])
 @pytest.mark.parametrize(("area", "n", "m"), [(0.8, 20, 60), (0.95, 40, 40), (0.99, 60, 20)])
 def test_intervals_of_the_area_cover(spread, area, n, m):
-    """Two Gaussians: area = Phi(shift / |spread|). 200 pairs of sets; a false alarm at 94 % once in 1000 times."""
+    """Two Gaussians: area = Phi(shift / |spread|). 200 pairs of sets; fails once in 1000 times at 94 %."""
     shift = float(norm.ppf(area)) * math.hypot(1, spread)
     x, y = normal(200, n, seed=5), shift + spread * normal(200, m, seed=6)
     held = 0
