@@ -24,7 +24,8 @@ from .processes import GaussianProcess, Time
 if TYPE_CHECKING:
     from .anomaly import AnomalyScores
     from .classification import Classification
-    from .likelihood import LogLikelihood, Quantisation
+    from .likelihood import LikelihoodReport, LogLikelihood, Quantisation
+    from .sampling import SampleResult
 
 Condition = Tensor | None
 Solving = TypeVar("Solving", bound=Callable[..., Any])
@@ -385,18 +386,22 @@ class DiffusionModel(nn.Module):
         """Log-density in nats, (n,); options as :meth:`log_likelihood`."""
         return self.log_likelihood(x, **options).log_prob
 
-    def log_likelihood(self, x: Tensor, solver: Any = "dopri5", **options: Any) -> LogLikelihood:
+    def log_likelihood(
+        self, x: Tensor, solver: Any = "dopri5", *, coupled: bool = False, **options: Any
+    ) -> LogLikelihood:
         """Log-density with its errors; see :func:`sdediff.likelihood.log_likelihood` for all options.
 
         Args:
             x: Data in data units, (n, *data_shape).
             solver: A solver of ODEs or its name.
+            coupled: Carry the trace in the solver's state, as is usual elsewhere: for comparison; options are
+                those of :func:`sdediff.likelihood.coupled_log_likelihood`.
             **options: steps, grid, rtol, atol, divergence, cond, seed, indices, t_span, prior, batch_size,
                 nodes, on_failure.
         """
-        from .likelihood import log_likelihood
+        from .likelihood import coupled_log_likelihood, log_likelihood
 
-        return log_likelihood(self, x, solver, **options)
+        return (coupled_log_likelihood if coupled else log_likelihood)(self, x, solver, **options)
 
     def discrete_log_likelihood(
         self, x: Tensor, quantisation: Quantisation, solver: Any = "dopri5", **options: Any
@@ -414,6 +419,56 @@ class DiffusionModel(nn.Module):
         from .likelihood import discrete_log_likelihood
 
         return discrete_log_likelihood(self, x, quantisation, solver, **options)
+
+    def elbo(self, x: Tensor, **options: Any) -> LogLikelihood:
+        """Lower bound of the reverse SDE's log-density; see :func:`sdediff.likelihood.elbo` for all options.
+
+        Args:
+            x: Data in data units, (n, *data_shape).
+            **options: draws, cond, seed, indices, t_span, prior, batch_size.
+        """
+        from .likelihood import elbo
+
+        return elbo(self, x, **options)
+
+    def i_mmse(self, x: Tensor, **options: Any) -> LogLikelihood:
+        """Log-density of clean data from the denoiser's errors; see :func:`sdediff.likelihood.i_mmse`.
+
+        Args:
+            x: Data in data units, (n, *data_shape).
+            **options: As for :meth:`elbo`.
+        """
+        from .likelihood import i_mmse
+
+        return i_mmse(self, x, **options)
+
+    def sample_with_ito_density(self, n: int, solver: Any = "euler-maruyama", **options: Any) -> SampleResult:
+        """Samples of the reverse SDE with a log-density along each.
+
+        See :func:`sdediff.likelihood.sample_with_ito_density` for all options.
+
+        Args:
+            n: Number of samples.
+            solver: A stochastic solver on a fixed grid, or its name.
+            **options: steps, grid, cond, seed, indices, t_span, prior, batch_size, on_failure, dtype.
+        """
+        from .likelihood import sample_with_ito_density
+
+        return sample_with_ito_density(self, n, solver, **options)
+
+    def likelihood_report(self, x: Tensor, solver: Any = "dopri5", **options: Any) -> LikelihoodReport:
+        """ODE value, ELBO and I-MMSE side by side, and their gaps explained.
+
+        See :func:`sdediff.likelihood.likelihood_report` for all options.
+
+        Args:
+            x: Data in data units, (n, *data_shape).
+            solver: A solver of ODEs or its name.
+            **options: draws, and those of :meth:`log_likelihood`.
+        """
+        from .likelihood import likelihood_report
+
+        return likelihood_report(self, x, solver, **options)
 
     def encode(self, x: Tensor, solver: Any = "dopri5", **options: Any) -> Tensor:
         """Data to latents at t_max along the probability flow; see :func:`sdediff.sampling.encode`."""
@@ -433,21 +488,17 @@ class DiffusionModel(nn.Module):
 
         return interpolate(self, x_a, x_b, n, **options)
 
-    def classify(
-        self, x: Tensor, conds: Any = None, class_prior: Any = None, **options: Any
-    ) -> Classification:
+    def classify(self, x: Tensor, conds: Any = None, **options: Any) -> Classification:
         """Classify by log p(x | c), with posterior and log-odds; see :func:`sdediff.classify`."""
         from .classification import classify
 
-        return classify(self, x, conds, class_prior, **options)
+        return classify(self, x, conds, **options)
 
-    def anomaly_score(
-        self, x: Tensor, reference: Any = None, kind: str = "log-density", **options: Any
-    ) -> AnomalyScores:
+    def anomaly_score(self, x: Tensor, reference: Any = None, **options: Any) -> AnomalyScores:
         """How anomalous data are under this model; see :func:`sdediff.anomaly_score`."""
         from .anomaly import anomaly_score
 
-        return anomaly_score(self, x, reference, kind, **options)
+        return anomaly_score(self, x, reference, **options)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model to one safetensors file, whole or not at all; read it with :func:`sdediff.load`."""

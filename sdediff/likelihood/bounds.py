@@ -184,7 +184,7 @@ class GaussianReference:
         """With no variance below `floor`."""
         m = model.moments
         if m is None:
-            m = Moments.of(torch.zeros(model.dim), torch.ones(())).to(model.shift.device)
+            m = Moments.of(model.shift.new_zeros(model.dim), model.shift.new_ones(()))
         return cls(Moments(m.mean, m.basis, m.variances.clamp(min=floor), m.rest.clamp(min=floor)))
 
     def log_prob(self, x: Tensor, v: float) -> Tensor:

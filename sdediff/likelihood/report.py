@@ -242,7 +242,7 @@ def likelihood_report(
     Example:
         >>> import sdediff
         >>> data = sdediff.reference.eight_gaussians(dtype=torch.float64)
-        >>> report = likelihood_report(data.model(sdediff.VP()), data.sample(50, seed=1), draws=128)
+        >>> report = likelihood_report(data.model(sdediff.VP()), data.sample(50, seed=1), seed=1)
         >>> [gap.significant for gap in report.gaps]
         [False, False, False]
         >>> max(report.asymmetry.values()) < 1e-10
