@@ -454,8 +454,8 @@ def stated(n: int, scale: float) -> tuple[LogLikelihood, LogLikelihood]:
 
 def test_calibration_sees_right_and_wrong_errors():
     right = Calibration.of(*stated(400, 1.0))
-    # With right errors each lies in its band with probability 0.95; the seed is fixed.
-    assert not right.too_small and "as stated" in right.verdict
+    # Right errors fail this with probability 0.03; the seed is fixed.
+    assert not right.too_small and not right.too_large and "stated errors are right" in right.verdict
     from scipy.stats import binom, norm
 
     exact = [float((right.difference.abs() <= norm.ppf(0.5 + p / 2)).double().mean()) for p in LEVELS]
@@ -465,7 +465,7 @@ def test_calibration_sees_right_and_wrong_errors():
     small = Calibration.of(*stated(400, 2.0))
     assert small.too_small and "stated errors are too small" in small.verdict
     large = Calibration.of(*stated(400, 0.3))
-    assert "errors are smaller than stated" in large.verdict
+    assert large.too_large and "stated errors are larger than need be" in large.verdict
     values, truth = stated(400, 1.0)
     values.std_error[:10] = math.nan
     assert Calibration.of(values, truth).unknown == 10
@@ -509,6 +509,21 @@ def test_rows_are_checked_by_an_independent_evaluation(run, folder, tmp_path, mo
     assert (values.kind.estimator, other.kind.estimator) == ("unbiased", "exact")
     for name in ("l.histogram.png", "l.calibration.png"):
         assert (tmp_path / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_a_check_takes_the_exact_trace_where_that_is_no_dearer_than_the_table(folder):
+    probes = sdediff.Hutchinson(4)
+    options = {"seed": 3, "rtol": None, "atol": 1e-8, "prior": "standard", "solver": "heun", "steps": 5}
+    evaluation = Evaluation(model(folder), options, probes, None, False)
+    other, how = evaluation.anew(64, 0)
+    assert other.divergence == sdediff.Exact() and "the exact trace" in how
+    other, how = evaluation.anew(1000, 1000 * 129 * 2 - 1)
+    assert other.divergence == probes and "other probes" in how
+    assert evaluation.anew(1000, 1000 * 129 * 2)[0].divergence == sdediff.Exact()
+    expected = {"seed": 4, "rtol": 1e-9, "atol": 1e-9, "prior": "standard", "solver": "dopri5", "nodes": 129}
+    assert other.options == {**expected, "on_failure": "ignore"}
+    assert next(other.model.parameters()).dtype == torch.float64
+    assert next(evaluation.model.parameters()).dtype == torch.float32
 
 
 def test_one_probe_has_no_known_error_and_no_calibration(run, tmp_path):

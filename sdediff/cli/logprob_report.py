@@ -119,7 +119,9 @@ def report(evaluation: Evaluation, rows: RowFile, table: Table, options: Namespa
         title = f"{options.data} under {options.model}"
         viz.save(viz.binned_log_prob(histogram(table, summaries), title=title), written[-1])
     if options.plots and options.check_rows:
-        written += _check(evaluation, rows, table, options.check_rows, f"{stem}.calibration.png")
+        columns = [summary.columns["divergence_evaluations"] for summary in summaries.values()]
+        spent = sum(column.mean * column.n for column in columns)
+        written += _check(evaluation, rows, table, options.check_rows, spent, f"{stem}.calibration.png")
     print(f"wrote     {', '.join(written)}")
 
 
@@ -135,7 +137,7 @@ def _tell(kind: str, summary: Summary) -> None:
     print(f"errors    of a row, at most: {', '.join(errors)}")
     for name in ("prior_mismatch", "truncation"):
         if name in column and column[name].n:
-            print(f"beside    {name} {column[name].mean:.2g} nats on average, at most {_most(column[name])}")
+            print(f"ends      {name} {column[name].mean:.2g} nats on average, at most {_most(column[name])}")
     print(f"kind      {kind}")
     nfe, products = (column[n].mean for n in ("nfe", "divergence_evaluations"))
     print(f"NFE       {nfe:.4g} a row, and {products:.4g} vector-Jacobian products")
@@ -175,10 +177,13 @@ def histogram(table: Table, summaries: dict[str, Summary]) -> dict[str, viz.Bins
     }
 
 
-def _check(evaluation: Evaluation, rows: RowFile, table: Table, count: int, path: str) -> list[str]:
+def _check(
+    evaluation: Evaluation, rows: RowFile, table: Table, count: int, spent: float, path: str
+) -> list[str]:
     """Evaluate some rows anew, say how the table's errors hold, and draw it."""
-    other, how = evaluation.anew()
-    print(f"check     {min(count, table.done)} rows anew: {how}", flush=True)
+    count = min(count, table.done)
+    other, how = evaluation.anew(count, spent)
+    print(f"check     {count} rows anew: {how}", flush=True)
     outcome = check(evaluation, other, rows, table, count)
     if not len(outcome.difference):
         print("          none of them has a value and a known error")
@@ -190,7 +195,7 @@ def _check(evaluation: Evaluation, rows: RowFile, table: Table, count: int, path
 
 def check(evaluation: Evaluation, other: Evaluation, rows: RowFile, table: Table, count: int) -> Calibration:
     """Compare rows of the table, drawn at random, with another evaluation of them."""
-    draw = np.random.default_rng(evaluation.seed).choice(table.done, min(count, table.done), replace=False)
+    draw = np.random.default_rng(evaluation.seed).choice(table.done, count, replace=False)
     chosen = np.sort(draw).tolist()
     wanted = set(chosen)
     stated = likelihood([row for row in table.rows() if int(row["row"]) in wanted])

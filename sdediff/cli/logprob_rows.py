@@ -17,8 +17,8 @@ from sdediff.model import DiffusionModel
 
 from .tables import RowFile, are_levels, floats
 
-#: Dimensions up to which a check takes the exact trace.
-CHECK_EXACT_UP_TO = 256
+#: Vector-Jacobian products that the exact trace of a check may take, if the table took fewer.
+CHECK_PRODUCTS = 1 << 16
 #: Options that say how a value is found, not which one.
 HOW = ("solver", "steps", "grid", "rtol", "atol", "nodes", "seed", "on_failure")
 _SCAN_NUMBERS = 1 << 20
@@ -77,11 +77,15 @@ class Evaluation:
             count, whole = count + len(x), whole and are_levels(x)
         return count, whole
 
-    def anew(self) -> tuple[Evaluation, str]:
+    def anew(self, rows: int, spent: float) -> tuple[Evaluation, str]:
         """The same values found otherwise, and how.
 
         In float64, by dopri5 at a tenth of the tolerance, with twice the nodes and another seed; with the
-        exact trace up to :data:`CHECK_EXACT_UP_TO` dimensions.
+        exact trace where that takes no more vector-Jacobian products than were spent on the table.
+
+        Args:
+            rows: Rows to be evaluated.
+            spent: Vector-Jacobian products that the table took.
         """
         options = {n: v for n, v in self.options.items() if n not in HOW}
         model = copy.deepcopy(self.model)
@@ -90,7 +94,7 @@ class Evaluation:
         model.double()
         tolerance = min(_TOLERANCE, *(self.options[n] or _TOLERANCE for n in ("rtol", "atol"))) / 10
         nodes = 2 * (self.options.get("nodes") or DEFAULT_NODES) - 1
-        exact = self._exact() or model.dim <= CHECK_EXACT_UP_TO
+        exact = self._exact() or rows * nodes * model.dim <= max(spent, CHECK_PRODUCTS)
         options |= {"solver": "dopri5", "rtol": tolerance, "atol": tolerance, "nodes": nodes}
         options |= {"seed": self.seed + 1, "on_failure": "ignore"}
         divergence = Exact() if exact else self.divergence

@@ -95,12 +95,19 @@ class Calibration:
         return self.inside < self.expected[0]
 
     @property
+    def too_large(self) -> bool:
+        """Whether so many rows lie inside their 50 % interval as chance explains once in a thousand times."""
+        from scipy.stats import binom
+
+        n = len(self.difference)
+        return round(float(self.observed[LEVELS.index(0.5)]) * n) > binom.ppf(0.999, n, 0.5)
+
+    @property
     def verdict(self) -> str:
-        """What is observed at 95 %, in words."""
+        """What is observed, in words."""
         n, (least, most) = len(self.difference), self.expected
-        larger = "errors are smaller than stated" if self.inside > most else "errors are as stated"
+        size = "too small" if self.too_small else "larger than need be" if self.too_large else "right"
         return (
-            f"{self.inside} of {n} inside their 95 % interval, {least} to {most} expected: "
-            f"{'stated errors are too small' if self.too_small else larger}; "
-            f"largest difference {float(self.difference.abs().max()):.2g} nats"
+            f"{self.inside} of {n} inside their 95 % interval, {least} to {most} expected: stated errors are "
+            f"{size}; largest difference {float(self.difference.abs().max()):.2g} nats"
         )
