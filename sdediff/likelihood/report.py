@@ -160,7 +160,7 @@ class LikelihoodReport:
             "",
         ]
         if kept < len(self.rows):
-            lines[0] += f" ({len(self.rows) - kept} rows without a value left out)"
+            lines[0] += f" (left out without a value: {len(self.rows) - kept})"
         lines += [str(gap) for gap in self.gaps]
         levels = ", ".join(f"{share:.2g} at {level:g}" for level, share in self.asymmetry.items())
         lines += [
