@@ -6,11 +6,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 #: A function of rows, (R, *E) -> (R, *E).
 RowFunction = Callable[[Tensor], Tensor]
+#: ``here -> (function, x)``: points, (R, *E), and the function of them.
+Places = Callable[[slice], tuple[RowFunction, Tensor]]
 
+# A trace keeps the network's activations at so many points, or so many numbers in all of them.
+_ROWS, _NUMBERS = 4096, 1 << 17
 _PROBE_NUMBERS = 1 << 22  # numbers in one batch of vector-Jacobian products
 
 
@@ -46,10 +50,37 @@ class Divergence(ABC):
             then tells more of the value's error than that of the sums.
         """
 
+    def with_value(
+        self, function: RowFunction, x: Tensor, rows: Tensor, node: Tensor, seed: int
+    ) -> tuple[Tensor, Tensor]:
+        """Value of the function, like x, and traces, from one evaluation; arguments as in :meth:`traces`."""
+        values = []
 
-def stacks(count: int, x: Tensor) -> list[range]:
+        def kept(x: Tensor) -> Tensor:
+            values.append(function(x))
+            return values[-1]
+
+        traces = self.traces(kept, x, rows, node, seed)
+        return values[0].detach(), traces.detach()
+
+    def suited(self, network: nn.Module, at: Places, points: int) -> Divergence:
+        """This divergence as it is quickest for a network.
+
+        Args:
+            network: The network; what is remembered of it lasts as long as it does.
+            at: Some of the points, and a function that calls the network there, to try it.
+            points: How many points there are.
+        """
+        return self
+
+    def points(self, dim: int) -> int:
+        """How many points of d entries to take at once, for a good use of memory."""
+        return min(_ROWS, max(1, _NUMBERS // dim))
+
+
+def stacks(count: int, x: Tensor, numbers: int = _PROBE_NUMBERS) -> list[range]:
     """The numbers below `count` in batches that, with a row of x each, stay of bounded size."""
-    size = max(1, _PROBE_NUMBERS // max(1, x.numel()))
+    size = max(1, numbers // max(1, x.numel()))
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 

@@ -206,7 +206,12 @@ class _Scatter:
         self.squares.index_add_(0, who, variances.square().sum(dim=1))
 
     def result(self) -> tuple[Tensor, Tensor]:
-        """The variance and, by Satterthwaite's formula, its degrees of freedom, each (B,)."""
+        """The variance and its degrees of freedom, each (B,).
+
+        Satterthwaite's formula for variances that are estimated themselves, of few degrees each: with r the
+        squared sum over the sum of squares, (nu + 2) r - 2, which is nu for a single one (1946, Biometrics
+        Bulletin 2, 110-114).
+        """
         if self.divergence.estimator == "exact":
             return self.variance, torch.full_like(self.variance, torch.inf)
         if self.estimates == 1:
@@ -217,6 +222,6 @@ class _Scatter:
             self.sums = None
         # A pair of signs is in two parts: it counts twice in the variance, and the parts are half as many.
         pairs = 2 if self.parts > 1 else 1
-        degrees = (self.estimates - 1) / pairs * self.variance**2 / self.squares
+        degrees = ((self.estimates + 1) * self.variance**2 / self.squares - 2) / pairs
         variance = pairs * self.variance / self.estimates
         return variance, torch.where(self.squares > 0, degrees, torch.inf)
