@@ -261,7 +261,7 @@ def test_itos_density_is_exact_for_gaussian_data(process):
 
 @pytest.mark.parametrize("solver", ["euler-maruyama", "ancestral"])
 def test_itos_density_converges_and_says_how_far_it_is(solver):
-    """Order 1/2 at least; at 400 steps intervals hold for 93 %, and the standard error is of the right size."""
+    """Order 1/2 at least; at 400 steps intervals hold for 93 %, and the standard error fits."""
     data, process = mixture(2), sdediff.VP()
     model, size = data.model(process), {}
     for steps in (50, 400):
@@ -330,8 +330,7 @@ def test_the_report_leaves_out_failed_rows_and_unknown_errors():
     report = replace(report, ode=replace(report.ode, log_prob=broken))
     assert report.rows.tolist() == [True, True, False, True, True, True]
     assert (
-        "(left out without a value: 1)" in str(report)
-        and "nan nats" not in str(report).split("less")[1][:20]
+        "(left out without a value: 1)" in str(report) and "nan nats" not in str(report).split("less")[1][:20]
     )
 
 

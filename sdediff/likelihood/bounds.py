@@ -3,7 +3,7 @@ r"""Lower bounds of the log-density that need no path: the noised datum at rando
 In canonical coordinates :math:`\tilde x = x/\alpha` with clock :math:`v = \tilde\sigma^2` noising is Brownian
 motion, and the reverse SDE with score :math:`s = (D - X)/v` and prior :math:`\pi` at V has, at
 :math:`\tilde x` and clock u, a log-density of at least (Song et al. 2021, arXiv 2101.09258, theorem 3; Huang
-et al. 2021, arXiv 2106.02808, Eq. 12)
+et al. 2021, arXiv 2106.02808)
 
 .. math:: E \log\pi(X_V) - \tfrac12\int_u^V E\big[|s|^2 + 2\,s\cdot z/\sqrt{v-u}\big]\,dv,
           \qquad X_v = \tilde x + \sqrt{v-u}\,z,
@@ -18,7 +18,7 @@ model's moments has no slack, so it serves as a control variate,
 
 and Gaussian data have no variance. From clean data, u = 0, the same integrand is
 :math:`(|x-D|^2-|x-D_N|^2)/v^2`, draw by draw: then this is the I-MMSE identity (Kong et al. 2023, arXiv
-2302.03792, Eq. 8). The integral over ln v is taken at one random point in each of the cells of a rule that
+2302.03792). The integral over ln v is taken at one random point in each of the cells of a rule that
 clusters where modes are decided, each z with both signs, which leaves :math:`z^T \nabla s\,z` where
 1/sqrt(v-u) diverges.
 """
@@ -117,7 +117,7 @@ def i_mmse(
 
     .. math:: \log N(x; m, C) + \tfrac12\int E\big[|x - D_N|^2 - |x - D|^2\big]\,d\gamma,
 
-    which is log p_0(x) for the exact denoiser (Kong et al. 2023, arXiv 2302.03792, Eq. 8) and for any other a
+    which is log p_0(x) for the exact denoiser (Kong et al. 2023, arXiv 2302.03792) and for any other a
     lower bound of the log-density of a reverse SDE (see the module). What lies outside t_span is estimated:
     below t_min the score's difference from the Gaussian's is kept as it is at t_min, an error of order
     sigma^4 for densities smooth at that scale; beyond t_max the prior stands for the noised data. So the
@@ -229,7 +229,7 @@ def prior_excess(
 
 
 def _clock(model: DiffusionModel, t: float) -> float:
-    """v at time t."""
+    """The clock v at time t."""
     return float(torch.exp(-2 * model.process.lam(_time(t))))
 
 

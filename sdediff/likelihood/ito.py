@@ -1,8 +1,8 @@
 r"""Log-density along samples of the reverse SDE, by Itô's formula: no trace, no second solve.
 
 In canonical coordinates, with :math:`d\tau = -dv` and unit diffusion, the Fokker-Planck equation cancels the
-divergence in :math:`d\log p(X)` (Skreta et al. 2024, arXiv 2412.17762, theorem 1; Karczewski et al. 2024,
-arXiv 2411.01293, Eq. 9):
+divergence in :math:`d\log p(X)` (Skreta et al. 2024, arXiv 2412.17762; Karczewski et al. 2024,
+arXiv 2411.01293):
 
 .. math:: d\log p(X) = s\cdot dX - \tfrac12 |s|^2\,d\tau ,
 
