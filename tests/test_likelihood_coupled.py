@@ -15,6 +15,10 @@ F64 = torch.float64
 TIGHT = {"rtol": 1e-8, "atol": 1e-8}
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.fixture(scope="module")
 def solved() -> tuple[sdediff.DiffusionModel, Tensor, Tensor]:
     """A model, points, and their log-density to 1e-9."""
@@ -48,12 +52,12 @@ def conditional() -> tuple[sdediff.DiffusionModel, Tensor, Tensor]:
     [
         ("dopri5", TIGHT, 1e-5),
         ("scipy/RK45", TIGHT, 1e-5),
-        ("scipy/DOP853", TIGHT, 1e-5),
+        slow("scipy/DOP853", TIGHT, 1e-5),
         ("torchdiffeq/dopri5", TIGHT, 1e-5),
-        ("tsit5", TIGHT, 1e-5),
-        ("rk4", {"steps": 300, "grid": "log-snr"}, 1e-4),
-        ("torchdiffeq/rk4", {"steps": 300, "grid": "log-snr"}, 1e-3),
-        ("heun", {"steps": 400, "grid": "log-snr"}, 1e-2),
+        slow("tsit5", TIGHT, 1e-5),
+        ("rk4", {"steps": 100, "grid": "log-snr"}, 1e-3),
+        slow("torchdiffeq/rk4", {"steps": 300, "grid": "log-snr"}, 1e-3),
+        slow("heun", {"steps": 400, "grid": "log-snr"}, 1e-2),
     ],
 )
 def test_every_solver_agrees_with_the_engine(solved, solver, options, limit):
@@ -69,16 +73,18 @@ def test_every_solver_agrees_with_the_engine(solved, solver, options, limit):
 
 
 def test_the_stated_error_of_a_native_adaptive_solver_bounds_the_true_one():
-    """As the engine's does: for 95 % of points."""
+    """For 95 % of points, once steps are short enough for estimates to leading order."""
     data = sdediff.reference.random_mixture(2, 3, seed=0, dtype=F64)
-    model, x = data.model(sdediff.VP()), data.sample(100, seed=4)
+    model, x = data.model(sdediff.VP()), data.sample(60, seed=4)
     tight = model.log_prob(x, rtol=1e-9, atol=1e-9, nodes=129)
-    for tolerance in (1e-3, 1e-4, 1e-5):
+    for tolerance in (1e-5, 1e-6):
         r = model.log_likelihood(x, coupled=True, rtol=tolerance, atol=tolerance)
         assert float(((r.log_prob - tight).abs() <= r.solver_error + 1e-8).double().mean()) >= 0.95
 
 
-@pytest.mark.parametrize("process", [sdediff.SubVP(), sdediff.VE(), sdediff.EDM(), sdediff.RectifiedFlow()])
+@pytest.mark.parametrize(
+    "process", [sdediff.VE(), sdediff.RectifiedFlow(), slow(sdediff.SubVP()), slow(sdediff.EDM())]
+)
 def test_other_processes(process):
     data = sdediff.reference.random_mixture(2, 3, seed=0, dtype=F64)
     model, x = data.model(process), data.sample(4, seed=4)
@@ -134,14 +140,14 @@ def test_steps_may_follow_the_state_alone(solved):
 
 def test_probes_are_fixed_and_their_scatter_is_the_error():
     data = sdediff.reference.random_mixture(4, 3, seed=0, dtype=F64)
-    model, x = data.model(sdediff.VP()), data.sample(64, seed=4)
-    options = {"coupled": True, "rtol": 1e-4, "atol": 1e-4}
-    exact = model.log_prob(x, coupled=True, rtol=1e-4, atol=1e-4)
+    model, x = data.model(sdediff.VP()), data.sample(36, seed=4)
+    options = {"coupled": True, "rtol": 1e-3, "atol": 1e-3}
+    exact = model.log_prob(x, **options)
     for probes in (Hutchinson(4, pattern="fixed"), Hutchinson(2, "gaussian"), Hutchinson(2)):
         r = model.log_likelihood(x, divergence=probes, **options)
-        # Errors of 64 samples are independent: their mean, at 4 pooled standard errors, and their spread.
+        # Errors of 36 samples are independent: their mean, at 4 pooled standard errors, and their spread.
         pooled = float(r.std_error.square().mean().sqrt())
-        assert abs(float((r.log_prob - exact).mean())) < 4 * pooled / 8 + 1e-3
+        assert abs(float((r.log_prob - exact).mean())) < 4 * pooled / 6 + 3e-3
         assert 0.6 < float((r.log_prob - exact).square().mean().sqrt()) / pooled < 1.6
         assert r.kind == "density/unbiased"
         assert bool((r.degrees == (3 if probes.probes == 4 else 1)).all())
@@ -157,10 +163,11 @@ def test_rows_do_not_depend_on_their_mates_under_a_native_solver():
     data = sdediff.reference.random_mixture(4, 3, seed=0, dtype=F64)
     model, x = data.model(sdediff.VP()), data.sample(5, seed=4)
     for divergence in (Exact(), Hutchinson(2)):
-        whole = model.log_prob(x, coupled=True, divergence=divergence)
+        options = {"coupled": True, "divergence": divergence, "rtol": 1e-4, "atol": 1e-4}
+        whole = model.log_prob(x, **options)
         rows = torch.tensor([3, 1])
-        part = model.log_prob(x[rows], coupled=True, divergence=divergence, indices=rows)
-        chunked = model.log_prob(x, coupled=True, divergence=divergence, batch_size=2)
+        part = model.log_prob(x[rows], indices=rows, **options)
+        chunked = model.log_prob(x, batch_size=2, **options)
         assert torch.allclose(part, whole[rows], rtol=0, atol=1e-10)
         assert torch.allclose(chunked, whole, rtol=0, atol=1e-10)
 

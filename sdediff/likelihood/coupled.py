@@ -81,7 +81,8 @@ def coupled_log_likelihood(
 
     Returns:
         A :class:`LogLikelihood`; nfe counts evaluations of the network, each with its trace. The solver error
-        is estimated for native adaptive solvers, and nan for others.
+        is estimated for native adaptive solvers, to leading order: it bounds the true one at 95 % of points
+        from tolerances of 1e-5 on, and at three quarters of them at 1e-3. For other solvers it is nan.
 
     Raises:
         TypeError: If the solver does not solve ODEs, or gets the options of another kind.
