@@ -156,8 +156,10 @@ def _combine(
     # Errors of a spectral rule fall faster from step to step: e_n <= e_half^2 / e_quarter.
     change, before = ((weights - half) @ rest).abs(), ((half - quarter) @ rest).abs()
     shrinks = torch.nan_to_num(change / before, nan=1.0).clamp(rule.fastest, 1)
-    # What the probes' own noise puts into the change says nothing of the quadrature.
-    error = shrinks * (change - 2 * gap.result()[0].nan_to_num().sqrt()).clamp(min=0)
+    # What the probes' own noise puts into the changes says nothing of the quadrature.
+    scatter = gap.result()[0].nan_to_num().sqrt()
+    shrinks = torch.where(scatter > 0.2 * change, rule.fastest, shrinks)
+    error = shrinks * (change - 2 * scatter).clamp(min=0)
     products = torch.full_like(degrees, len(clock) * divergence.evaluations(model.dim), dtype=torch.int64)
     return Integral(closed + weights @ rest, variance, degrees, error, traces[0], products)
 
@@ -208,9 +210,10 @@ class _Scatter:
     def result(self) -> tuple[Tensor, Tensor]:
         """The variance and its degrees of freedom, each (B,).
 
-        Satterthwaite's formula for variances that are estimated themselves, of few degrees each: with r the
-        squared sum over the sum of squares, (nu + 2) r - 2, which is nu for a single one (1946, Biometrics
-        Bulletin 2, 110-114).
+        Satterthwaite's formula (1946, Biometrics Bulletin 2, 110-114) for variances that are estimated
+        themselves, of nu degrees each: with r the squared sum over the sum of squares, (nu + 2) r - 2, which
+        is nu for a single one. For parts it is halved, since each pair of signs is in two, and one r is taken
+        off: where few pairs dominate, the scatter is small just where the error is large.
         """
         if self.divergence.estimator == "exact":
             return self.variance, torch.full_like(self.variance, torch.inf)
@@ -222,6 +225,6 @@ class _Scatter:
             self.sums = None
         # A pair of signs is in two parts: it counts twice in the variance, and the parts are half as many.
         pairs = 2 if self.parts > 1 else 1
-        degrees = ((self.estimates + 1) * self.variance**2 / self.squares - 2) / pairs
+        degrees = ((self.estimates + 2 - pairs) * self.variance**2 / self.squares - 2) / pairs
         variance = pairs * self.variance / self.estimates
         return variance, torch.where(self.squares > 0, degrees, torch.inf)
