@@ -20,6 +20,7 @@ from .anomaly import AnomalyScores, anomaly_score
 from .callables import from_callable
 from .classification import Classification, classify
 from .data import dequantise
+from .distribution import ModelDistribution
 from .grids import fit_grid, load_grid, save_grid
 from .interpolation import interpolate
 from .likelihood import (
@@ -55,6 +56,7 @@ __all__ = [
     "GaussianProcess",
     "Hutchinson",
     "LogLikelihood",
+    "ModelDistribution",
     "Quantisation",
     "RectifiedFlow",
     "SubVP",

@@ -2,11 +2,9 @@ r"""`DiffusionModel`: a network, a process, what the network predicts, the data'
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +15,8 @@ from solvers.problems import expand
 
 from . import units
 from .denoiser import Denoiser
+from .modes import evaluating as evaluating
+from .modes import solving as solving
 from .predictions import PREDICTIONS, Combination, Marginal, check_prediction, convert
 from .prior import Moments, Prior, StandardPrior
 from .processes import GaussianProcess, Time
@@ -24,11 +24,11 @@ from .processes import GaussianProcess, Time
 if TYPE_CHECKING:
     from .anomaly import AnomalyScores
     from .classification import Classification
+    from .distribution import ModelDistribution
     from .likelihood import LikelihoodReport, LogLikelihood, Quantisation
     from .sampling import SampleResult
 
 Condition = Tensor | None
-Solving = TypeVar("Solving", bound=Callable[..., Any])
 
 
 class Preconditioning(NamedTuple):
@@ -382,9 +382,32 @@ class DiffusionModel(nn.Module):
 
         return sample(self, n, solver, **options)
 
-    def log_prob(self, x: Tensor, **options: Any) -> Tensor:
-        """Log-density in nats, (n,); options as :meth:`log_likelihood`."""
-        return self.log_likelihood(x, **options).log_prob
+    def log_prob(self, x: Tensor, *, gradient: str | None = None, **options: Any) -> Tensor:
+        """Log-density in nats, (n,).
+
+        Args:
+            x: Data in data units, (n, *data_shape).
+            gradient: None for a value without a graph; "adjoint" or "checkpoint" for one that autograd
+                differentiates with respect to x, to the parameters and to `cond`
+                (:func:`sdediff.likelihood.differentiable_log_prob`).
+            **options: As for :meth:`log_likelihood`.
+        """
+        if gradient is None:
+            return self.log_likelihood(x, **options).log_prob
+        from .likelihood import differentiable_log_prob
+
+        return differentiable_log_prob(self, x, gradient, **options)
+
+    def distribution(self, cond: Condition = None, **options: Any) -> ModelDistribution:
+        """This model as a ``torch.distributions.Distribution`` (:class:`sdediff.ModelDistribution`).
+
+        Args:
+            cond: One condition for all.
+            **options: seed, gradient, parameters, and those of :meth:`log_likelihood`.
+        """
+        from .distribution import ModelDistribution
+
+        return ModelDistribution(self, cond, **options)
 
     def log_likelihood(
         self, x: Tensor, solver: Any = "dopri5", *, coupled: bool = False, **options: Any
@@ -525,30 +548,3 @@ class DiffusionModel(nn.Module):
             f"process={self.process}, prediction={self.prediction!r}, data_shape={self.data_shape}, "
             f"prior={self.prior_at(self.process.t_max).name!r})"
         )
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; afterwards every part of the model has its own mode again."""
-    training = [part for part in model.modules() if part.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True
-
-
-def solving(function: Solving) -> Solving:
-    """Decorate what solves with a model (its first argument): no graph, and evaluation mode for its time.
-
-    Fresh dropout at every evaluation is no function that a solver could follow. Inference mode is left, since
-    traces need derivatives.
-    """
-
-    @functools.wraps(function)
-    def wrapped(model: DiffusionModel, *arguments: Any, **options: Any) -> Any:
-        with torch.inference_mode(False), torch.no_grad(), evaluating(model):
-            return function(model, *arguments, **options)
-
-    return cast(Solving, wrapped)

@@ -8,6 +8,7 @@ from .discrete import discrete_log_likelihood
 from .divergence import Divergence
 from .engine import log_likelihood
 from .exact import Exact
+from .gradients import differentiable_log_prob
 from .hutchinson import Hutchinson
 from .ito import sample_with_ito_density
 from .nodes import Nodes
@@ -33,6 +34,7 @@ __all__ = [
     "Variational",
     "bits_per_dim",
     "coupled_log_likelihood",
+    "differentiable_log_prob",
     "discrete_log_likelihood",
     "elbo",
     "fit_dequantiser",

@@ -111,7 +111,7 @@ def coupled_log_likelihood(
         on_failure=on_failure,
     )
     run.check_flow("a log-likelihood")
-    flow = _Flow(model, choose_divergence(model, divergence), seed, 1.0 if trace_in_norm else _OUT_OF_NORM)
+    flow = Flow(model, choose_divergence(model, divergence), seed, 1.0 if trace_in_norm else _OUT_OF_NORM)
     options = run.options if run.solver.adaptive else {"solver": run.solver, "grid": fixed_grid(model, run)}
     rows, cond = rows_of(len(z), indices).to(z.device), model.expand_condition(cond, len(z), z.device)
     start = z * float(model.process.alpha(run.span[0]))
@@ -127,7 +127,7 @@ def coupled_log_likelihood(
 
 
 @dataclass(frozen=True)
-class _Flow:
+class Flow:
     """The probability flow of a state and of the traces beside it, one a probe, as a problem for solvers."""
 
     model: DiffusionModel
@@ -163,6 +163,16 @@ class _Flow:
 
         return ODE(drift, (rows,) if cond is None else (rows, cond)), dual
 
+    def traces(self, y: Tensor) -> Tensor:
+        """The integrals of the divergence by each probe in a state, (P, B)."""
+        return y[:, self.model.dim :].T / self.scale
+
+    def log_prob(self, run: Run, y: Tensor) -> Tensor:
+        """Log-densities from the state at the end, (B,)."""
+        traces, dim = self.traces(y), self.model.dim
+        units = dim * float(torch.log(self.model.process.alpha(run.span[0]))) - float(self.model.log_scale)
+        return run.prior.log_prob(y[:, :dim]).to(traces) + traces.mean(dim=0) + units
+
     def _velocity(self, t: Any, z: Tensor, rows: Tensor, cond: Condition) -> tuple[Tensor, Tensor]:
         """The flow's velocity, like z, and its divergence by each probe, (P, B), from one evaluation."""
         problem = self.model.problem(0.0, cond)
@@ -175,14 +185,11 @@ class _Flow:
         return velocity, self.model.dim * c.drift_x + c.drift_d * traces
 
 
-def _assemble(model: DiffusionModel, run: Run, flow: _Flow, solution: Solution) -> LogLikelihood:
+def _assemble(model: DiffusionModel, run: Run, flow: Flow, solution: Solution) -> LogLikelihood:
     """The log-densities from the end of the augmented solve."""
-    latent = solution.x[:, : model.dim]
-    traces = solution.x[:, model.dim :].T / flow.scale
+    latent, traces = solution.x[:, : model.dim], flow.traces(solution.x)
     probes = len(traces)
-    units = model.dim * float(torch.log(model.process.alpha(run.span[0]))) - float(model.log_scale)
-    value = run.prior.log_prob(latent).to(traces) + traces.mean(dim=0) + units
-    value = torch.where(solution.ok, value, float("nan"))
+    value = torch.where(solution.ok, flow.log_prob(run, solution.x), float("nan"))
     unknown = torch.full_like(value, float("nan"))
     exact = flow.divergence.estimator == "exact"
     error, degrees = torch.zeros_like(value), torch.full_like(value, float("inf"))

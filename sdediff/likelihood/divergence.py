@@ -37,6 +37,8 @@ class Divergence(ABC):
     def traces(self, function: RowFunction, x: Tensor, rows: Tensor, node: Tensor, seed: int) -> Tensor:
         """Estimates of the Jacobian's trace at each row of x.
 
+        They carry a graph of their own where autograd records x (:func:`recorded`).
+
         Args:
             function: Maps (R, *E) to (R, *E), row by row.
             x: Points, (R, *E).
@@ -61,7 +63,7 @@ class Divergence(ABC):
             return values[-1]
 
         traces = self.traces(kept, x, rows, node, seed)
-        return values[0].detach(), traces.detach()
+        return (values[0], traces) if recorded(x) else (values[0].detach(), traces.detach())
 
     def suited(self, network: nn.Module, at: Places, points: int) -> Divergence:
         """This divergence as it is quickest for a network.
@@ -78,6 +80,11 @@ class Divergence(ABC):
         return min(_ROWS, max(1, _NUMBERS // dim))
 
 
+def recorded(x: Tensor) -> bool:
+    """Whether autograd records what becomes of x: its traces are then to be differentiated in their turn."""
+    return torch.is_grad_enabled() and x.requires_grad
+
+
 def stacks(count: int, x: Tensor, numbers: int = _PROBE_NUMBERS) -> list[range]:
     """The numbers below `count` in batches that, with a row of x each, stay of bounded size."""
     size = max(1, numbers // max(1, x.numel()))
@@ -86,14 +93,15 @@ def stacks(count: int, x: Tensor, numbers: int = _PROBE_NUMBERS) -> list[range]:
 
 def products(function: RowFunction, x: Tensor) -> Callable[[Tensor], Tensor]:
     """``v -> v^T J`` for a stack of v, (P, R, *E) -> (P, R, *E), from one evaluation of the function."""
+    further = recorded(x)
     with torch.enable_grad():
-        point = x.detach().requires_grad_()
+        point = x if further else x.detach().requires_grad_()
         value = function(point)
     if not value.requires_grad:  # a constant function
         return torch.zeros_like
 
     def product(v: Tensor) -> Tensor:
-        options = {"retain_graph": True, "allow_unused": True}
+        options = {"retain_graph": True, "allow_unused": True, "create_graph": further}
         if len(v) == 1:  # without a batch of gradients: no fallback needed, and quicker
             (grad,) = torch.autograd.grad(value, point, v[0], **options)
             return torch.zeros_like(v) if grad is None else grad[None]

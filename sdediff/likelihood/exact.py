@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from .divergence import Divergence, Places, RowFunction, stacks
+from .divergence import Divergence, Places, RowFunction, recorded, stacks
 
 Method = Literal["auto", "vjp", "vmap", "loop", "jvp"]
 #: ``(function, x) -> (function(x), trace (R,))``.
@@ -63,6 +63,9 @@ class Exact(Divergence):
     ) -> tuple[Tensor, Tensor]:
         """The function's values and the traces (1, R), from one evaluation."""
         way = WAYS[self.method if self.method != "auto" else "vjp"]
+        if recorded(x):
+            value, trace = way(function, x)
+            return value, trace[None]
         value, trace = way(function, x.detach())
         return value.detach(), trace.detach()[None]
 
@@ -100,20 +103,21 @@ def _diagonal(product: Callable[[Tensor], Tensor | None], x: Tensor, numbers: in
         rows = product(unit.expand(-1, len(x), -1).reshape(len(stack), *x.shape))
         if rows is None:  # a constant function
             return total
-        total = total + rows.detach().flatten(2)[index, :, index + stack.start].sum(dim=0)
+        total = total + rows.flatten(2)[index, :, index + stack.start].sum(dim=0)
     return total
 
 
 def _graph(function: RowFunction, x: Tensor) -> tuple[Tensor, Callable[..., Tensor | None]]:
     """The value, and ``v, **options -> v^T J`` from its graph."""
+    further = recorded(x)
     with torch.enable_grad():
-        point = x.detach().requires_grad_()
+        point = x if further else x.detach().requires_grad_()
         value = function(point)
 
     def product(v: Tensor, **options: Any) -> Tensor | None:
         if not value.requires_grad:
             return None
-        options |= {"retain_graph": True, "allow_unused": True}
+        options |= {"retain_graph": True, "allow_unused": True, "create_graph": further}
         return torch.autograd.grad(value, point, v, **options)[0]
 
     return value, product

@@ -27,6 +27,19 @@ def spline_weights(nodes: np.ndarray) -> np.ndarray:
     return CubicSpline(nodes, np.eye(len(nodes))).integrate(nodes[0], nodes[-1])
 
 
+def spline_slopes(nodes: np.ndarray) -> np.ndarray:
+    """The matrix (n, n) that turns values at rising nodes into slopes there of the cubic spline through them.
+
+    Example:
+        >>> nodes = np.array([0.0, 0.1, 0.4, 0.7, 1.0])
+        >>> (spline_slopes(nodes) @ nodes**2).round(12).tolist()
+        [0.0, 0.2, 0.8, 1.4, 2.0]
+    """
+    from scipy.interpolate import CubicSpline
+
+    return CubicSpline(nodes, np.eye(len(nodes)))(nodes, 1)
+
+
 def clustered_rule(
     low: float,
     high: float,
