@@ -4,9 +4,9 @@ One run, one thread, held-out points, repeats of all contestants interleaved; ti
 nats against tight settings in float64 (1e-9, 257 nodes) under the contestant's own prior, or against the
 mixture's density with the noise at t_min. Needs flow_matching and zuko. For each peer the settings that reach
 its error are found on tuning points, and reported on held-out ones. The score_sde recipe is re-created from
-its description (Song et al. 2021, arXiv 2011.13456, section 4.3): SciPy's RK45 at 1e-5 on the whole batch, the
-network evaluated once for the drift and again for the divergence, the standard prior; with the exact trace by
-one vector-Jacobian product a dimension.
+its description (Song et al. 2021, arXiv 2011.13456, section 4.3): SciPy's RK45 at 1e-5 on the whole batch,
+the network evaluated once for the drift and again for the divergence, the standard prior; with the exact
+trace by one vector-Jacobian product a dimension.
 """
 
 from __future__ import annotations
