@@ -9,17 +9,19 @@ from torch import Tensor
 from solvers.noise import Stream, normal
 
 from ..model import Condition, DiffusionModel
+from ..prior import Prior
 from ..run import Run
 
-_POINTS, _REFERENCES = 3, 32  # of the line integral; draws of the prior that fix its constant
+_POINTS, _REFERENCES = 3, 32  # of the line integral; draws that fix its constant
 
 
 def prior_mismatch(model: DiffusionModel, run: Run, z: Tensor, cond: Condition) -> Tensor | None:
     r"""Estimate of ``log p_T(z) - log prior(z)`` at latents z, (B,), in nats.
 
     The model's score at t_max is integrated along the line from the data's mean, by Gauss-Legendre points:
-    :math:`\log p_T(z) - \log p_T(c) = \int_0^1 (z - c)\cdot s(c + u(z-c))\,du`. What is left, a constant, is
-    fixed by :math:`E_{prior}[p_T/prior] = 1` over draws of the prior. With conditions the constant would be
+    :math:`\log p_T(z) - \log p_T(c) = \int_0^1 (z - c)\cdot s(c + u(z-c))\,du`, and compared with the same of
+    the Gaussian q with the noised data's moments (of the prior itself where they are unknown). What is left,
+    a constant, is fixed by :math:`E_q[p_T/q] = 1` over draws of q. With conditions the constant would be
     another for each, so it is not estimated then.
 
     Args:
@@ -30,15 +32,18 @@ def prior_mismatch(model: DiffusionModel, run: Run, z: Tensor, cond: Condition) 
     """
     if cond is not None or not z.is_floating_point():
         return None
-    draws = normal(0, torch.arange(_REFERENCES), Stream.PRIOR, 1, (model.dim,), z.dtype, z.device)
-    references = run.prior.transform(draws)
-    gap = _gap(model, run, torch.cat([z.flatten(1), references]))
-    own, of_prior = gap[: len(z)], gap[len(z) :]
-    return own - (torch.logsumexp(of_prior, dim=0) - np.log(_REFERENCES))
+    known = run.prior if model.moments is None else model.prior_at(run.span[1], "matched")
+    half = normal(0, torch.arange(_REFERENCES // 2), Stream.PRIOR, 1, (model.dim,), z.dtype, z.device)
+    references = known.transform(torch.cat([half, -half]))
+    flat = z.flatten(1)
+    gap = _gap(model, run, known, torch.cat([flat, references]))
+    own, of_draws = gap[: len(z)], gap[len(z) :]
+    constant = torch.logsumexp(of_draws, dim=0) - np.log(len(references))
+    return own - constant + known.log_prob(flat) - run.prior.log_prob(flat)
 
 
-def _gap(model: DiffusionModel, run: Run, z: Tensor) -> Tensor:
-    """``log p_T - log prior`` at z (B, d), less the same at the data's mean, (B,)."""
+def _gap(model: DiffusionModel, run: Run, known: Prior, z: Tensor) -> Tensor:
+    """``log p_T - log known`` at z (B, d), less the same at the data's mean, (B,)."""
     t, problem = run.span[1], model.problem(0.0)
     centre = z.new_zeros(model.dim)
     if model.moments is not None:
@@ -50,7 +55,7 @@ def _gap(model: DiffusionModel, run: Run, z: Tensor) -> Tensor:
         point = (centre + float(node) * line).view(-1, *model.data_shape)
         slope = (problem.score(t, point).flatten(1) * line).double().sum(dim=1)
         total = total + float(weight) * slope
-    return total - (run.prior.log_prob(z) - run.prior.log_prob(centre[None]))
+    return total - (known.log_prob(z) - known.log_prob(centre[None]))
 
 
 def truncation(model: DiffusionModel, run: Run, x: Tensor, cond: Condition, trace: Tensor) -> Tensor:

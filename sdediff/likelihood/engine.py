@@ -138,7 +138,8 @@ def log_likelihood(
     rows, cond = rows_of(len(z), indices), model.expand_condition(cond, len(z), z.device)
     start = z * float(model.process.alpha(run.span[0]))
     parts = []
-    for part in chunks(len(z), model.dim * len(rule.times), batch_size):
+    # A path that is kept is held twice for a moment; it should not outweigh a trace's activations.
+    for part in chunks(len(z), 2 * model.dim * len(rule.times), batch_size):
         c = None if cond is None else cond[part]
         dual = _score_weight(model.problem(0.0, c))
         solution = run.carry(model, start[part], c, rows[part], up=True, save_at=rule.times, dual=dual)
