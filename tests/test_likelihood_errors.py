@@ -337,6 +337,6 @@ def test_memory_is_that_of_one_chunk_whatever_the_number_of_steps_and_rows():
         return peak_bytes(lambda: model.log_likelihood(x, divergence=Hutchinson(1), **options))
 
     alone = peak_bytes(one_chunk)
-    few, many = (evaluate(16, solver="heun", steps=steps) for steps in (50, 500))
+    few, many = (evaluate(48, solver="heun", steps=steps) for steps in (50, 500))
     assert few < 1.3 * alone and many < 1.1 * few
     assert evaluate(32) < 1.3 * alone and evaluate(160) < 1.3 * alone
