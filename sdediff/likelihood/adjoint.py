@@ -22,13 +22,13 @@ value, of random probes too. In :math:`y = (\tilde x - m)/\rho,\ b = \rho a` wit
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from solvers import ODE, solve
+from solvers import ODE, Solution, Status, solve
 from solvers.active import wide
 from solvers.problems import expand
 
@@ -51,6 +51,7 @@ class Task:
         z: States in model units, (n, *data_shape).
         cond: Conditions, (n, ...), or None.
         rows: Names of the samples, (n,).
+        ok: Where the log-density has a value, (n,).
         leaves: What else wants gradients.
         batch_size: Rows solved at once.
     """
@@ -61,6 +62,7 @@ class Task:
     z: Tensor
     cond: Condition
     rows: Tensor
+    ok: Tensor
     leaves: list[Tensor]
     batch_size: int | None
 
@@ -91,9 +93,12 @@ def sweep(model: DiffusionModel, task: Task, weights: Tensor | None = None) -> t
     totals: Gradients = [None] * len(task.leaves)
     for part in chunks(len(task.z), model.dim * len(task.rule.times), task.batch_size):
         paths = _Paths.of(model, task, part)
-        sums = _Sums([*paths.wanted, *task.leaves], None if weights is None else weights[part])
-        scores.append(paths.carry_back(sums))
-        new = sums.gradients(paths.ok)
+        own = None if weights is None else weights[part]
+        sums = _Sums([*paths.wanted, *task.leaves], None if own is None else own[paths.kept])
+        scores.append(paths.scores(sums))
+        new = sums.values
+        if own is not None and bool((own[paths.failed] != 0).any()):
+            new = [None if v is None else torch.full_like(v, torch.nan) for v in new]
         of_cond += [torch.zeros_like(c) if g is None else g for c, g in zip(paths.wanted, new, strict=False)]
         totals = [_add(a, b) for a, b in zip(totals, new[len(paths.wanted) :], strict=True)]
     return torch.cat(scores), [*([torch.cat(of_cond)] if of_cond else []), *totals]
@@ -103,6 +108,11 @@ def _add(total: Tensor | None, more: Tensor | None) -> Tensor | None:
     return more if total is None else total if more is None else total + more
 
 
+def _report(run: Run, solution: Solution, ok: Tensor) -> None:
+    """Tell of samples that were well until this solve."""
+    run.report(replace(solution, status=torch.where(ok, solution.status, Status.OK)))
+
+
 class _Sums:
     """Gradients of weighted sums over samples, a term at a time."""
 
@@ -110,52 +120,61 @@ class _Sums:
         self.inputs, self.weights = inputs, weights
         self.values: Gradients = [None] * len(inputs)
 
-    def add(self, terms: Tensor, factors: Tensor, who: Tensor, ok: Tensor) -> None:
-        """Add the sum over rows of ``weight of the sample * factor * term``; failed samples have no part."""
+    def add(self, terms: Tensor, factors: Tensor, who: Tensor) -> None:
+        """Add the sum over rows of ``weight of the sample * factor * term``."""
         if self.weights is None or not terms.requires_grad:
             return
-        weights = torch.where(ok, self.weights, 0)[who] * factors
-        new = gradients(terms, self.inputs, weights.to(terms))
+        new = gradients(terms, self.inputs, (self.weights[who] * factors).to(terms))
         self.values = [_add(a, b) for a, b in zip(self.values, new, strict=True)]
-
-    def gradients(self, ok: Tensor) -> Gradients:
-        """The gradients; nan where a sample that counts has failed."""
-        if self.weights is None or bool((ok | (self.weights == 0)).all()):
-            return self.values
-        return [None if v is None else torch.full_like(v, torch.nan) for v in self.values]
 
 
 @dataclass
 class _Paths:
-    """Paths of some samples: states x_t at the nodes, (nodes, B, *E), zero where a sample has failed."""
+    """Paths of some samples: states x_t at the nodes, (nodes, K, *E), of those K whose solve succeeded.
+
+    Attributes:
+        kept: Which those are, (K,).
+        failed: Which samples have no gradient, (B,).
+        wanted: The conditions of all, where a gradient with respect to them is wanted.
+        cond: Those of the kept ones, with a graph to them.
+        rows: Names of the kept ones.
+    """
 
     model: DiffusionModel
     task: Task
     path: Tensor
-    ok: Tensor
+    kept: Tensor
+    failed: Tensor
+    wanted: list[Tensor]
     cond: Condition
     rows: Tensor
 
     @classmethod
     def of(cls, model: DiffusionModel, task: Task, part: slice) -> _Paths:
-        cond = None if task.cond is None else task.cond[part].detach()
-        if task.cond is not None and cond is not None:
-            cond.requires_grad_(task.cond.requires_grad)
-        start = task.z[part] * float(model.process.alpha(task.run.span[0]))
-        rows = task.rows[part]
+        """Solved from the data."""
+        cond, wanted = None, list[Tensor]()
+        if task.cond is not None:
+            cond = task.cond[part].detach().requires_grad_(task.cond.requires_grad)
+            wanted = [cond] if cond.requires_grad else []
+        start, rows = task.z[part] * float(model.process.alpha(task.run.span[0])), task.rows[part]
         solution = task.run.carry(model, start, cond, rows, up=True, save_at=task.rule.times)
         assert solution.path is not None
-        ok = solution.ok & torch.isfinite(solution.path).flatten(2).all(dim=2).all(dim=0)
-        path = torch.where(expand(ok, start), solution.path, 0)
-        return cls(model, task, path, ok, cond, rows.to(path.device))
+        _report(task.run, solution, task.ok[part])
+        ok = task.ok[part] & solution.ok
+        kept = ok.nonzero().flatten()
+        with torch.enable_grad():
+            cond = None if cond is None else cond[kept]
+        names = rows.to(kept.device)[kept]
+        return cls(model, task, solution.path[:, kept], kept, ~ok, wanted, cond, names)
 
-    @property
-    def wanted(self) -> list[Tensor]:
-        """The conditions, where a gradient with respect to them is wanted."""
-        return [] if self.cond is None or not self.cond.requires_grad else [self.cond]
+    def scores(self, sums: _Sums) -> Tensor:
+        """The adjoint at the data, like z; nan where a sample failed. What else it passes is added up."""
+        scores = self.path.new_full((len(self.failed), *self.path.shape[2:]), torch.nan)
+        if len(self.kept):
+            scores[self.kept] = self._carry_back(sums)
+        return scores
 
-    def carry_back(self, sums: _Sums) -> Tensor:
-        """The adjoint at the data, like z; nan where a sample failed; the sums are added to."""
+    def _carry_back(self, sums: _Sums) -> Tensor:
         forcing = self._forcing(sums)
         adjoint = self._solve(self._end(sums), forcing, whole=sums.weights is not None)
         if sums.weights is not None:
@@ -164,8 +183,8 @@ class _Paths:
             for here, denoise, x, node, who in self._points():
                 with torch.enable_grad():
                     terms = (flat[here].to(x) * denoise(x).flatten(1)).sum(dim=1)
-                sums.add(terms, weights[node], who, self.ok)
-        return torch.where(expand(self.ok, adjoint[0]), adjoint[0], torch.nan).to(self.path)
+                sums.add(terms, weights[node], who)
+        return adjoint[0].to(self.path)
 
     def _points(self) -> Iterator[tuple[slice, RowFunction, Tensor, Tensor, Tensor]]:
         """Points of the paths some at a time: where, the denoiser, states, nodes and samples."""
@@ -195,7 +214,7 @@ class _Paths:
             (slope,) = gradients(traces, [x], torch.ones_like(traces))
             if slope is not None:
                 forcing[here] = slope * expand(alpha[node].square().to(slope), slope)
-            sums.add(traces, weights[node], who, self.ok)
+            sums.add(traces, weights[node], who)
         return forcing.view_as(self.path)
 
     def _end(self, sums: _Sums) -> Tensor:
@@ -209,7 +228,7 @@ class _Paths:
                 f"the log_prob of prior {self.task.run.prior.name!r} cuts the graph of the latents, so the "
                 "gradient at the data is unknown: let autograd through"
             )
-        sums.add(value, torch.ones_like(value), torch.arange(len(value), device=value.device), self.ok)
+        sums.add(value, torch.ones_like(value), torch.arange(len(value), device=value.device))
         return score * float(self.model.process.alpha(self.task.run.span[1]))
 
     def _solve(self, end: Tensor, forcing: Tensor, whole: bool) -> Tensor:
@@ -227,10 +246,10 @@ class _Paths:
         ends, save_at = (float(clock[-1]), float(clock[0])), clock.flip(0) if whole else None
         solution = solve(problem, state, ends, self.task.run.solver, save_at=save_at)
         self.task.run.report(solution)
-        self.ok = self.ok & solution.ok
+        self.failed[self.kept] = ~solution.ok
         states = solution.x[None] if solution.path is None else solution.path.flip(0)
         adjoint = flow.adjoint(clock if whole else clock[:1], states)
-        return torch.where(self.ok[:, None], adjoint, 0).view(-1, *end.shape)
+        return torch.where(solution.ok[:, None], adjoint, torch.nan).view(-1, *end.shape)
 
 
 @dataclass(frozen=True)

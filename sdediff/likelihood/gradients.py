@@ -102,6 +102,7 @@ def _adjoint_log_prob(model: DiffusionModel, x: Tensor, parameters: bool, option
         z.detach(),
         cond,
         rows_of(len(z), options.get("indices")),
+        torch.isfinite(value),
         leaves,
         options.get("batch_size"),
     )

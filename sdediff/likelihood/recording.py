@@ -89,7 +89,8 @@ def recomputed(function: Callable[..., Tensor], states: Sequence[Tensor], leaves
         value = function(*states)
 
     def pull(weights: Tensor, *inputs: Tensor) -> Gradients:
-        fresh = [v.detach().requires_grad_(v.requires_grad) for v in inputs[: len(states)]]
+        # All that can be recorded is: a trace carries a graph where its point does, whatever else it needs.
+        fresh = [v.detach().requires_grad_(v.is_floating_point()) for v in inputs[: len(states)]]
         with torch.enable_grad():
             return gradients(function(*fresh), [*fresh, *leaves], weights)
 
