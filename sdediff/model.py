@@ -230,7 +230,7 @@ class DiffusionModel(nn.Module):
             or (self.prior == "standard" and prior is None)
             or (moments is None and prior is None)
         ):
-            return StandardPrior(self.process.prior_std)
+            return StandardPrior(self.process.prior_std_at(t))
         if prior not in (None, "matched"):
             raise ValueError(
                 f'prior={prior!r} is not known: take "matched", "standard" or an object with log_prob and '

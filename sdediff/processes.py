@@ -158,8 +158,12 @@ class GaussianProcess:
 
     @property
     def prior_std(self) -> float:
-        """Standard deviation of the textbook prior N(0, prior_std^2 I)."""
-        return float(self.sigma(self.t_max)) if self.prior_scale is None else self.prior_scale
+        """Standard deviation of the textbook prior N(0, prior_std^2 I) at t_max."""
+        return self.prior_std_at(self.t_max)
+
+    def prior_std_at(self, t: float) -> float:
+        """Standard deviation of the textbook prior where the noise ends at t."""
+        return float(self.sigma(t)) if self.prior_scale is None else self.prior_scale
 
     def marginal(self, x0: Tensor, t: Time) -> tuple[Tensor, Tensor]:
         """Mean (B, *E) and standard deviation (broadcastable against it) of x_t given x_0; t () or (B,)."""

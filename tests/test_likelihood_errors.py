@@ -84,6 +84,15 @@ def test_the_truncation_explains_what_the_noise_at_t_min_does():
     assert corrected.kind == "extrapolated density/exact" and not bool(corrected.truncation.any())
 
 
+def test_the_textbook_prior_is_that_of_the_interval():
+    """Where noise explodes, its standard deviation at the interval's own end."""
+    data = mixture(2)
+    model, x = data.model(sdediff.EDM()), data.sample(8, seed=0)
+    r = model.log_likelihood(x, prior="standard", t_span=(1e-3, 500.0), rtol=1e-8, atol=1e-8)
+    assert model.prior_at(500.0, "standard").std == 500.0
+    assert float((r.log_prob - data.log_prob(None, x, None)).abs().max()) < 0.05
+
+
 def test_the_truncation_needs_the_exact_trace():
     data = mixture(2)
     model, x = data.model(sdediff.VP()), data.sample(2, seed=0)
