@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from solvers.active import wide
 from solvers.noise import Stream, normal
 
 from ..model import Condition, DiffusionModel
@@ -50,10 +51,10 @@ def _gap(model: DiffusionModel, run: Run, known: Prior, z: Tensor) -> Tensor:
         centre = (model.moments.mean * float(model.process.alpha(t))).to(z)
     line = z - centre
     nodes, weights = np.polynomial.legendre.leggauss(_POINTS)
-    total = torch.zeros(len(z), dtype=torch.float64, device=z.device)
+    total = torch.zeros(len(z), dtype=wide(z), device=z.device)
     for node, weight in zip(0.5 * (nodes + 1), 0.5 * weights, strict=True):
         point = (centre + float(node) * line).view(-1, *model.data_shape)
-        slope = (problem.score(t, point).flatten(1) * line).double().sum(dim=1)
+        slope = (problem.score(t, point).flatten(1) * line).to(total).sum(dim=1)
         total = total + float(weight) * slope
     return total - (known.log_prob(z) - known.log_prob(centre[None]))
 
@@ -77,5 +78,5 @@ def truncation(model: DiffusionModel, run: Run, x: Tensor, cond: Condition, trac
     t = run.span[0]
     alpha, sigma = (float(v) for v in (model.process.alpha(t), model.process.sigma(t)))
     residual = model.problem(0.0, cond).denoise(t, x) - x / alpha
-    squares = residual.double().flatten(1).square().sum(dim=1) * (alpha / sigma) ** 2
+    squares = residual.to(wide(x)).flatten(1).square().sum(dim=1) * (alpha / sigma) ** 2
     return -0.5 * (trace - model.dim + squares)
