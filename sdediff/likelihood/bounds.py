@@ -39,12 +39,11 @@ from solvers.noise import uniform
 from ..model import Condition, DiffusionModel, solving
 from ..prior import Moments, Prior
 from ..run import check_span, chunks, rows_of
-from .nodes import data_scale
+from .nodes import CENTRE, data_scale
 from .quadrature import clustered_rule
 from .result import Kind, LogLikelihood
 
 CELLS = 16  # of the clock; each group of draws has one in each
-_CENTRE = 0.4  # noise level around which cells are small, in standard deviations of the data
 
 
 @solving
@@ -302,7 +301,7 @@ def _bound(model: DiffusionModel, x: Tensor, options: _Options, *, clean: bool) 
     rows, cond = rows_of(n, options.indices), model.expand_condition(options.cond, n, z.device)
     low, high = (-float(model.process.lam(_time(t))) for t in span)
     noise = math.exp(2 * low)
-    centre = math.log(data_scale(model) * _CENTRE)
+    centre = math.log(data_scale(model) * CENTRE)
     edges = clustered_rule(low - 0.5 if clean else low, high, centre, CELLS + 1)[0]
     start, reference = 0.0 if clean else noise, GaussianReference.of(model, noise if clean else 0.0)
     prior = model.prior_at(span[1], options.prior)

@@ -15,7 +15,7 @@ from ..run import Run
 from .quadrature import check_count, clustered_rule, coarse_weights, spline_weights
 
 DEFAULT_NODES = 65
-_CENTRE = 0.4  # noise level around which nodes cluster, in standard deviations of the data
+CENTRE = 0.4  # noise level around which nodes cluster, in standard deviations of the data
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,13 @@ class Rule:
                 )
             grid = fixed_grid(model, run)
             clock = -process.lam(torch.tensor(grid, dtype=torch.float64))
-            of_all, coarse = spline_weights(clock.numpy()), coarse_weights(clock.numpy())
-            return cls(grid, clock, torch.from_numpy(of_all), torch.from_numpy(coarse), fastest=1.0)
+            weights = torch.from_numpy(spline_weights(clock.numpy()))
+            return cls(grid, clock, weights, torch.from_numpy(coarse_weights(clock.numpy())), fastest=1.0)
         spread = Nodes.of(nodes)
         low, high = (-float(process.lam(t)) for t in run.span)
-        centres = spread.centres or (math.log(data_scale(model) * _CENTRE),)
+        centres = spread.centres or (math.log(data_scale(model) * CENTRE),)
         rule = clustered_rule(low, high, centres, spread.count, spread.shares, spread.width)
-        clock, weights, coarse = (torch.from_numpy(v) for v in rule)
+        clock, weights, coarse = map(torch.from_numpy, rule)
         times = process.time(-clock).tolist()
         times[0], times[-1] = run.span
         return cls(tuple(times), clock, weights, coarse)

@@ -28,9 +28,9 @@ REPEATS, TIMED, ROUNDS = 200, 32, 3
 PROBLEMS: dict[str, tuple[Callable[[], trained.Trained], int]] = {  # and how many points
     "digits mixture": (trained.digits_mixture, 8),
     "patches mixture": (trained.patches_mixture, 8),
-    "digits MLP": (trained.digits_mlp, 6),
-    "digits U-Net": (trained.digits_unet, 4),
-    "patches MLP": (trained.patches_mlp, 6),
+    "digits MLP": (trained.digits_mlp, 4),
+    "digits U-Net": (trained.digits_unet, 2),
+    "patches MLP": (trained.patches_mlp, 4),
     "table MLP": (trained.table_mlp, 8),
 }
 BASELINE = {"solver": "scipy/RK45", "rtol": 1e-5, "atol": 1e-5, "coupled": True}
