@@ -4,8 +4,8 @@
 is random, 1000 points; 200 where d is 64, 100 of networks and of data mixtures). Truth is the model's own
 log-density at 1e-8 with 129 nodes and the exact trace. Where probes dominate, 95 % intervals should cover 93
 to 97 %; where the solver does, at least 95 %, and the stated bound should be at most ten times the true error
-at the median. Under a true coverage of 95 % a count of 1000 independent pairs lies in 93.2 to 96.6 % in 98 runs
-of 100.
+at the median. Under a true coverage of 95 %
+a count of 1000 independent pairs lies in 93.2 to 96.6 % in 98 runs of 100.
 """
 
 from __future__ import annotations

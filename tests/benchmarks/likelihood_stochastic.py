@@ -29,7 +29,7 @@ PROBLEMS: dict[str, tuple[Callable[[], trained.Trained], int]] = {  # and how ma
     "digits mixture": (trained.digits_mixture, 8),
     "patches mixture": (trained.patches_mixture, 8),
     "digits MLP": (trained.digits_mlp, 4),
-    "digits U-Net": (trained.digits_unet, 2),
+    "digits U-Net": (trained.digits_unet, 1),
     "patches MLP": (trained.patches_mlp, 4),
     "table MLP": (trained.table_mlp, 8),
 }
