@@ -94,13 +94,18 @@ class ModelDistribution(Distribution):
         Raises:
             ValueError: If the values have another shape, or NaN.
         """
-        if self._validate_args:
+        events = len(self.event_shape)
+        if value.shape[max(0, value.ndim - events) :] != self.event_shape:
+            raise ValueError(
+                f"value has shape {tuple(value.shape)}: give (*S, {', '.join(map(str, self.event_shape))}), "
+                "any shape S of samples with the model's data_shape behind"
+            )
+        if self._validate_args and value.numel():
             self._validate_sample(value)
-        shape = value.shape[: value.ndim - len(self.event_shape)]
-        shape = torch.broadcast_shapes(shape, self.batch_shape)
+        shape = torch.broadcast_shapes(value.shape[: value.ndim - events], self.batch_shape)
+        if not shape.numel():
+            return value.new_zeros(shape)
         x = value.expand(*shape, *self.event_shape).reshape(-1, *self.event_shape)
-        if not len(x):
-            return x.new_zeros(shape)
         cond = self._conditions(len(x))
         options = {"cond": cond, "seed": self.seed, **self.options}
         if self.gradient is None:

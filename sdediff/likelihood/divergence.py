@@ -29,6 +29,11 @@ class Divergence(ABC):
         """Whether all nodes of a sample's path share their draws; else every node's are independent."""
         return False
 
+    @property
+    def smooth(self) -> bool:
+        """Whether estimates are smooth along a path, as with the same probes at all nodes."""
+        return self.estimator == "exact"
+
     @abstractmethod
     def evaluations(self, dim: int) -> int:
         """Vector-Jacobian products a point."""

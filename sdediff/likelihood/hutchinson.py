@@ -102,6 +102,11 @@ class Hutchinson(Divergence):
         return self.pattern != "fresh"
 
     @property
+    def smooth(self) -> bool:
+        """True where the probes are fixed."""
+        return self.pattern == "fixed"
+
+    @property
     def groups(self) -> int:
         """Independent estimates at a node: the halves of Hadamard probes, or the probes."""
         return 2 if self.pattern == "hadamard" and self.probes % 2 == 0 else self.probes
