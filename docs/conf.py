@@ -38,7 +38,7 @@ html_static_path = ["_static"]
 html_css_files = ["wide.css"]
 
 # Docstrings write shapes as they are read, (B, *E); to reStructuredText a bare star opens an emphasis.
-LITERAL_OR_STAR = re.compile(r"``.*?``|`[^`]*`|(?<=[ (])\*(?=(E|shape|data_shape)\b)")
+LITERAL_OR_STAR = re.compile(r"``.*?``|`[^`]*`|(?<=[ (])\*(?=(E|S|(data_|sample_|batch_|event_)?shape)\b)")
 
 
 def escape_stars(app, what, name, obj, options, lines) -> None:
@@ -48,5 +48,11 @@ def escape_stars(app, what, name, obj, options, lines) -> None:
     ]
 
 
+def skip_aliases(app, what, name, obj, skip, options) -> bool | None:
+    """Leave out what namedtuples say of their fields: the class's docstring says it better."""
+    return True if (getattr(obj, "__doc__", None) or "").startswith("Alias for field number") else None
+
+
 def setup(app) -> None:
+    app.connect("autodoc-skip-member", skip_aliases)
     app.connect("autodoc-process-docstring", escape_stars, priority=600)  # after napoleon

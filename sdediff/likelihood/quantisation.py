@@ -25,9 +25,6 @@ class Quantisation:
             :func:`sdediff.dequantise`, whose noise is added to the level; centred cells suit a model trained
             on the levels themselves.
 
-    Attributes:
-        width: Width of a cell, in the data's units.
-
     Raises:
         ValueError: If there are fewer than 2 levels, or high is not above low.
 
