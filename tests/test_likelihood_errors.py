@@ -233,9 +233,9 @@ def test_a_standard_error_that_is_asked_for_is_reached():
     model, x = data.model(sdediff.VP()), data.sample(40, seed=0)
     divergence = Hutchinson(2, std_error=0.1, max_probes=512)
     r = model.log_likelihood(x, divergence=divergence, seed=1)
-    assert float(r.std_error.max()) <= 0.1
-    rounds = (r.divergence_evaluations // 65 + 2).double().log2()  # 2, 2 + 4, 2 + 4 + 8, ... probes a node
-    assert torch.equal(rounds, rounds.round()) and len(rounds.unique()) > 1
+    assert float((r.std_error <= 0.1).double().mean()) >= 0.9 and float(r.std_error.max()) < 0.2
+    factor = (r.divergence_evaluations // 65 / 2 - 1).log2()  # 2 probes, then 2 times a power of 2
+    assert torch.equal(factor, factor.round()) and len(factor.unique()) > 1
     alone = model.log_likelihood(x[7:8], divergence=divergence, seed=1, indices=[7])
     assert torch.equal(alone.divergence_evaluations[0], r.divergence_evaluations[7])
     assert float((alone.log_prob[0] - r.log_prob[7]).abs()) < 1e-10
@@ -243,6 +243,20 @@ def test_a_standard_error_that_is_asked_for_is_reached():
     assert float((r.log_prob - exact).abs().max()) < 0.5
     short = model.log_likelihood(x, divergence=Hutchinson(2, std_error=1e-3, max_probes=4), seed=1)
     assert float(short.std_error.max()) > 1e-3  # and says so
+
+
+def test_rows_do_not_stop_by_luck():
+    """800 (row, seed) pairs that asked for half the error: below 93 % once in 100 at true 95 %."""
+    data = random_mixture(16, 4, seed=0, dtype=F64)
+    model, x = data.model(sdediff.VP()), data.sample(40, seed=3)
+    exact, many = model.log_prob(x, nodes=17).repeat(20), x.repeat(20, 1)
+    r = model.log_likelihood(many, nodes=17, divergence=Hutchinson(2, std_error=0.2), seed=3)
+    low, high = r.interval(0.95)
+    held = ((low <= exact) & (exact <= high)).double()
+    assert float(held.mean()) > 0.93
+    for probes in r.divergence_evaluations.unique():
+        chosen = held[r.divergence_evaluations == probes]
+        assert int(chosen.sum()) >= binom.ppf(1e-3, len(chosen), 0.93)
 
 
 @pytest.mark.parametrize(

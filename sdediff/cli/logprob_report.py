@@ -199,4 +199,4 @@ def check(evaluation: Evaluation, other: Evaluation, rows: RowFile, table: Table
     chosen = np.sort(draw).tolist()
     wanted = set(chosen)
     stated = likelihood([row for row in table.rows() if int(row["row"]) in wanted])
-    return Calibration.of(stated, other(rows.take(chosen), torch.tensor(chosen)))
+    return Calibration.of(stated, other(rows.take(chosen), torch.tensor(chosen)).cpu())

@@ -193,7 +193,7 @@ def combine(points: LogLikelihood, log_weights: Tensor, importance_weighted: boo
         value = log_weights.logsumexp(dim=0) - math.log(draws)
         share = log_weights.softmax(dim=0)
         # The jackknife: without draw k the mean weight is (1 - share_k) K/(K-1) of what it was.
-        others = torch.log1p(-share.clamp(max=1 - 1e-15))
+        others = torch.log1p(-share.clamp(max=1 - torch.finfo(share.dtype).eps))
         error = ((draws - 1) * others.var(dim=0, correction=0)).sqrt()
     else:
         value, share = log_weights.mean(dim=0), torch.full_like(log_weights, 1 / draws)

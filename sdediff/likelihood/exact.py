@@ -29,9 +29,9 @@ class Exact(Divergence):
     Args:
         method: "vjp" (autograd with a batch of unit vectors), "vmap" (torch.func's vjp, likewise), "loop" (a
             vector-Jacobian product at a time, for networks with operations that do not batch), "jvp" (forward
-            mode; no graph is kept, so it needs the least memory), or "auto": the quickest of the first three
-            for this network and number of rows, found once by trying them on a few rows and checked against
-            each other. They differ by rounding only.
+            mode; no graph is kept, so it needs the least memory), or "auto": the quickest of them for this
+            network, shape and dtype, found once by trying them on a few rows where there are many, and
+            checked against each other. They differ by rounding only.
 
     Raises:
         ValueError: If the method is unknown.
@@ -168,8 +168,12 @@ def quickest(at: Places) -> Method:
     for method, way in WAYS.items():
         try:
             way(*at(slice(0, 1)))  # the first call of a kind is slow
+            if torch.cuda.is_initialized():
+                torch.cuda.synchronize()
             begin = time.perf_counter()
             traces[method] = way(*at(slice(0, _TRIAL)))[1].detach()
+            if traces[method].is_cuda:
+                torch.cuda.synchronize(traces[method].device)
         except (RuntimeError, NotImplementedError):
             if method == "vjp":  # the network itself fails
                 raise

@@ -36,9 +36,10 @@ class Hutchinson(Divergence):
         pattern: "hadamard": signs are drawn once for each sample and half, and each node takes the next
             patterns of a Hadamard matrix: much less variance of the integral than "fresh" probes at every
             node have. "fixed": the same probes at all nodes, the usual practice, with the most variance.
-        std_error: Standard error to reach, in nats: a row takes more probes, twice as many each time, until
-            it is met. None takes `probes`.
-        max_probes: Where that ends; a row's own `std_error` says what was reached.
+        std_error: Standard error to reach, in nats: from the scatter of `probes`, at the upper end of its
+            confidence interval, follows how many a row needs (times a power of two), and new draws make its
+            value, so that no row stops by luck. None takes `probes`.
+        max_probes: The most a row takes; its own `std_error` says what was reached.
         layout: How the entries of a datum lie in space, such as (8, 8) for flattened images; by default as
             the datum's shape says. For the order of patterns only.
 
@@ -111,30 +112,28 @@ class Hutchinson(Divergence):
         """Independent estimates at a node: the halves of Hadamard probes, or the probes."""
         return 2 if self.pattern == "hadamard" and self.probes % 2 == 0 else self.probes
 
-    def traces(
-        self, function: RowFunction, x: Tensor, rows: Tensor, node: Tensor, seed: int, first: int = 0
-    ) -> Tensor:
+    def traces(self, function: RowFunction, x: Tensor, rows: Tensor, node: Tensor, seed: int) -> Tensor:
         r"""Parts of :math:`v^T J v`: (G, R, d) of Rademacher probes, (P, R) of Gaussian ones.
 
         Part j is v_j (J^T v)_j, an estimate of the diagonal's entry j. Arguments as in the base class.
         """
         product, estimates = products(function, x), []
         for stack in stacks(self.probes, x):
-            v = torch.stack([self._probe(x, rows, node, p, seed, first) for p in stack])
+            v = torch.stack([self._probe(x, rows, node, p, seed) for p in stack])
             estimates.append((product(v) * v).flatten(2))
         parts = torch.cat(estimates)
         if self.distribution == "gaussian":
             return parts.sum(dim=2)
         return parts.unflatten(0, (self.groups, -1)).mean(dim=1)
 
-    def _probe(self, x: Tensor, rows: Tensor, node: Tensor, probe: int, seed: int, first: int) -> Tensor:
-        """Probe number `probe` at each point; `first` counts the groups of earlier calls."""
+    def _probe(self, x: Tensor, rows: Tensor, node: Tensor, probe: int, seed: int) -> Tensor:
+        """Probe number `probe` at each point."""
         if self.pattern == "fresh":
-            return self._by_node(x, rows, node, probe + first, seed)
+            return self._by_node(x, rows, node, probe, seed)
         names, where = rows.unique(return_inverse=True)
         each = self.probes // self.groups  # probes of a group
         group, pattern = divmod(probe, each)
-        signs = self._draw(x, names, group + first, seed)[where]
+        signs = self._draw(x, names, group, seed)[where]
         if self.pattern == "fixed":
             return signs
         nodes, who = node.unique(return_inverse=True)

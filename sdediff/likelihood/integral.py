@@ -31,6 +31,8 @@ from .divergence import Divergence, RowFunction
 from .hutchinson import Hutchinson
 from .nodes import Rule
 
+_AGAIN = 1 << 48  # from the seed of a pilot's draws to that of the next: far from any other seed
+
 
 @dataclass(frozen=True)
 class Integral:
@@ -57,6 +59,13 @@ class Integral:
         """Integrals of consecutive rows as one."""
         return cls(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(cls)))
 
+    def variance_bound(self) -> Tensor:
+        """Upper end of a one-sided 90 % interval of the variance: few degrees tell little."""
+        from scipy.stats import chi2
+
+        degrees = self.degrees.detach().cpu().clamp(min=0.5, max=1e6).numpy()
+        return self.variance * torch.as_tensor(degrees / chi2.ppf(0.1, degrees)).to(self.variance)
+
     def redraw(self, rows: Tensor, other: Integral) -> Integral:
         """These, with those of some rows replaced, whose cost adds up."""
         other = replace(other, products=other.products + self.products[rows])
@@ -76,20 +85,22 @@ def integrate(
 ) -> Integral:
     """Integrate along paths (nodes, B, *E).
 
-    Where a divergence names a standard error, rows that miss it are drawn afresh with twice the probes until
-    they meet it: a row's draws and their number depend on itself alone.
+    Where a divergence names a standard error, the first draws only tell how many probes a row needs, and
+    new ones make its value (Stein's two stages, 1945, Ann. Math. Stat. 16, 243-258): were the same draws to
+    decide and to count, those would stop that scatter least by luck.
     """
     integral = _integrate(model, rule, divergence, path, cond, rows, seed)
-    while isinstance(divergence, Hutchinson) and divergence.std_error is not None:
-        missed = (integral.variance > divergence.std_error**2).nonzero().flatten()
-        if not len(missed) or 2 * divergence.probes > divergence.max_probes:
-            break
-        divergence = replace(divergence, probes=2 * divergence.probes)
-        c = None if cond is None else cond[missed]
-        names = rows[missed.to(rows.device)]
-        integral = integral.redraw(
-            missed, _integrate(model, rule, divergence, path[:, missed], c, names, seed)
-        )
+    if not isinstance(divergence, Hutchinson) or divergence.std_error is None:
+        return integral
+    needed = integral.variance_bound() / divergence.std_error**2
+    most = divergence.max_probes // divergence.probes
+    factors = torch.exp2(torch.log2(needed.clamp(1, most)).ceil()).clamp(max=most).long()
+    for factor in factors.unique().tolist():
+        chosen = (factors == factor).nonzero().flatten()
+        c, names = None if cond is None else cond[chosen], rows[chosen.to(rows.device)]
+        more = replace(divergence, probes=factor * divergence.probes)
+        again = _integrate(model, rule, more, path[:, chosen], c, names, seed + _AGAIN)
+        integral = integral.redraw(chosen, again)
     return integral
 
 
@@ -158,7 +169,8 @@ def _combine(
     shrinks = torch.nan_to_num(change / before, nan=1.0).clamp(rule.fastest, 1)
     # What the probes' own noise puts into the changes says nothing of the quadrature.
     scatter = gap.result()[0].nan_to_num().sqrt()
-    shrinks = torch.where(scatter > 0.2 * change, rule.fastest, shrinks)
+    if divergence.estimator != "exact":  # it hides how fast they fall, too
+        shrinks = torch.full_like(shrinks, rule.fastest)
     error = shrinks * (change - 2 * scatter).clamp(min=0)
     products = torch.full_like(degrees, len(clock) * divergence.evaluations(model.dim), dtype=torch.int64)
     return Integral(closed + weights @ rest, variance, degrees, error, traces[0], products)
@@ -227,4 +239,5 @@ class _Scatter:
         pairs = 2 if self.parts > 1 else 1
         degrees = ((self.estimates + 2 - pairs) * self.variance**2 / self.squares - 2) / pairs
         variance = pairs * self.variance / self.estimates
+        degrees = degrees.clamp(min=self.estimates - 1)
         return variance, torch.where(self.squares > 0, degrees, torch.inf)

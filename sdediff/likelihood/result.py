@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-ESTIMANDS = ("density", "extrapolated density", "probability")
+ESTIMANDS = ("density", "extrapolated density", "probability", "ratio")
 ESTIMATORS = ("exact", "unbiased", "lower bound", "biased")
 
 
@@ -17,8 +17,8 @@ class Kind(str):
     """What a value estimates, and how: a string "estimand/estimator".
 
     The estimand is "density" (of the data noised to t_min), "extrapolated density" (corrected to no noise: no
-    normalised density) or "probability" (of a discrete datum). The estimator is "exact" (but for the solver's
-    error), "unbiased" (random, right on average), "lower bound" (at most the value, on average) or "biased"
+    normalised density), "probability" (of a discrete datum) or "ratio" (a difference of two logarithms). The
+    estimator is "exact" (but for the solver's error), "unbiased" (random, right on average), "lower bound" (at most the value, on average) or "biased"
     (right only where the score is exact).
 
     Example:
@@ -106,7 +106,8 @@ class LogLikelihood:
         solver_error: Estimated error of path and quadrature, (n,), nats; nan where the solver gives no
             estimate of its own.
         degrees: Degrees of freedom of std_error, (n,); infinite where it is known as well as can be.
-        nfe: Forward evaluations of the network, (n,).
+        nfe: Forward evaluations of the network, (n,): along the path where there is one (a trace takes one
+            more at each of its nodes, and the estimates at the path's ends up to four).
         divergence_evaluations: Vector-Jacobian products, (n,).
         status: :class:`solvers.Status` values, (n,).
         kind: :class:`Kind`: what is estimated, and how.
@@ -167,6 +168,11 @@ class LogLikelihood:
         """Names of what has a row a sample."""
         return [f.name for f in fields(self) if isinstance(getattr(self, f.name), Tensor)]
 
+    def cpu(self) -> LogLikelihood:
+        """The same with every tensor on the host."""
+        columns: dict[str, Any] = {n: v.cpu() for n, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **columns)
+
     def check_same(self, other: LogLikelihood) -> None:
         """Raise a ValueError unless the other's values may be compared with these."""
         for name in ("kind", "dim", "prior", "t_span"):
@@ -180,6 +186,11 @@ class LogLikelihood:
     def __sub__(self, other: LogLikelihood) -> LogLikelihood:
         """Differences row by row, with the errors of both; of equal kind, prior and interval only."""
         self.check_same(other)
+        if len(self.log_prob) != len(other.log_prob):
+            raise ValueError(
+                f"{len(self.log_prob)} values and {len(other.log_prob)} have no differences row by row: "
+                "take the same rows of both"
+            )
         a, b = self.std_error.square(), other.std_error.square()
         spread = a.square() / self.degrees + b.square() / other.degrees
         zero = torch.zeros((), dtype=a.dtype, device=a.device)
@@ -192,6 +203,7 @@ class LogLikelihood:
             nfe=self.nfe + other.nfe,
             divergence_evaluations=self.divergence_evaluations + other.divergence_evaluations,
             status=torch.maximum(self.status, other.status),
+            kind=Kind(f"ratio/{self.kind.estimator}"),
             latent=None,
             prior_mismatch=None,
             truncation=None,
@@ -208,7 +220,7 @@ class LogLikelihood:
     def mean(self) -> Mean:
         """Mean over the rows that have a value, with its standard error."""
         ok = torch.isfinite(self.log_prob)
-        values, rows = self.log_prob[ok].double(), int(ok.sum())
+        values, rows = self.log_prob[ok].detach().cpu().double(), int(ok.sum())
         error = float(values.std()) / math.sqrt(rows) if rows > 1 else math.nan
         return Mean(float(values.mean()), error, float(self.solver_error[ok].mean()), rows)
 
@@ -243,6 +255,8 @@ class LogLikelihood:
         Raises:
             ValueError: If a density comes without a width, or a probability with one.
         """
+        if self.kind.estimand == "ratio":
+            raise ValueError("these are differences of logarithms, which have no bits: take those of each")
         discrete = self.kind.estimand == "probability"
         if discrete and bin_width is not None:
             raise ValueError("these are log-probabilities of discrete data: leave bin_width out")
