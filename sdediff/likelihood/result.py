@@ -18,8 +18,8 @@ class Kind(str):
 
     The estimand is "density" (of the data noised to t_min), "extrapolated density" (corrected to no noise: no
     normalised density), "probability" (of a discrete datum) or "ratio" (a difference of two logarithms). The
-    estimator is "exact" (but for the solver's error), "unbiased" (random, right on average), "lower bound" (at
-    most the value, on average) or "biased" (right only where the score is exact).
+    estimator is "exact" (but for the solver's error), "unbiased" (random, right on average), "lower bound"
+    (at most the value, on average) or "biased" (right only where the score is exact).
 
     Example:
         >>> kind = Kind("probability/lower bound")
