@@ -3,3 +3,6 @@
 import torch
 
 torch.set_num_threads(1)
+
+# Scripts, not tests: they import each other by name.
+collect_ignore = ["benchmarks"]
