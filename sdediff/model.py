@@ -255,17 +255,21 @@ class DiffusionModel(nn.Module):
         m = Marginal.at(self.process, t)
         return Preconditioning(*convert(m, self.prediction, PREDICTIONS["x0"]), *self.conditioning(m, t))
 
-    def forward(self, z_t: Tensor, t: Time, cond: Condition = None) -> Tensor:
-        """The raw network output F for z_t in model units, (B, *data_shape); t () or (B,)."""
-        t = torch.as_tensor(t, dtype=torch.float64, device=z_t.device)
-        return self._call(z_t, *self.conditioning(Marginal.at(self.process, t), t), cond)
+    def forward(self, z_t: Tensor, t: Time, cond: Condition = None, augment: Condition = None) -> Tensor:
+        """The raw network output F for z_t in model units, (B, *data_shape); t () or (B,).
 
-    def _call(self, z_t: Tensor, c_in: Any, c_noise: Any, cond: Condition) -> Tensor:
+        `augment` are augmentation labels for a network built for them, (B, augment_dim).
+        """
+        t = torch.as_tensor(t, dtype=torch.float64, device=z_t.device)
+        extra = {} if augment is None else {"augment": augment}
+        return self._call(z_t, *self.conditioning(Marginal.at(self.process, t), t), cond, **extra)
+
+    def _call(self, z_t: Tensor, c_in: Any, c_noise: Any, cond: Condition, **extra: Tensor) -> Tensor:
         if isinstance(c_in, Tensor):
             c_in, c_noise = expand(c_in.to(z_t.dtype), z_t), c_noise.to(z_t.dtype).expand(len(z_t))
         x = z_t if isinstance(c_in, float) and abs(c_in - 1) < 1e-12 else z_t * c_in
         arguments = (c_noise,) if cond is None else (c_noise, cond)
-        out = self.network(x, *arguments)
+        out = self.network(x, *arguments, **extra)
         if not isinstance(out, Tensor):
             raise TypeError(
                 f"the network returned a {type(out).__name__}: it must return a tensor like its input"

@@ -178,7 +178,7 @@ def test_the_average_does_not_lag_after_500_steps() -> None:
     x = torch.randn(2000, 2, generator=g) * 0.1 + torch.randint(0, 2, (2000, 2), generator=g) * 2.0
     model = make_model()
     result = quick(model, x, steps=500, batch_size=64, val=x[:1000])
-    check = Validation(model, x[:1000], None, training.LOSSES["balanced"], 1)
+    check = Validation(model, x[:1000], None, training.LOSSES["balanced"].objective(model), 1)
     averaged = check.loss()
     model.load_state_dict(model.state_dict() | result.raw_weights)
     assert averaged <= 1.2 * check.loss()
@@ -553,9 +553,11 @@ def test_progress_goes_to_stderr_and_can_be_silent(capsys: pytest.CaptureFixture
 def test_validation_is_fixed_and_does_not_depend_on_training() -> None:
     model, x = make_model(dropout=0.5), make_data(50)
     model.set_units(x)
-    losses = {Validation(model, x, None, training.LOSSES["native"], 0).loss() for _ in range(2)}
+    losses = {
+        Validation(model, x, None, training.LOSSES["native"].objective(model), 0).loss() for _ in range(2)
+    }
     assert len(losses) == 1 and model.training
-    other = Validation(model, x, None, training.LOSSES["native"], 1).loss()
+    other = Validation(model, x, None, training.LOSSES["native"].objective(model), 1).loss()
     assert other not in losses
     # Against a plain average over uniform times: both have a standard error of about 3 %; 5 of them.
     n = 4096

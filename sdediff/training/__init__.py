@@ -2,7 +2,8 @@
 
 from sdediff.training.ema import EMA
 from sdediff.training.fit import AdamW, TrainingResult, fit
-from sdediff.training.losses import LOSSES, DenoisingLoss, squared_error
+from sdediff.training.losses import LOSSES, DenoisingLoss
+from sdediff.training.objective import DenoisingObjective, Draw, Objective, StepLoss, squared_error
 from sdediff.training.schedules import Cosine, InverseSqrt
 from sdediff.training.times import LogNormal, UniformLogSNR, UniformTime, stratified
 from sdediff.training.validation import NoiseLevels
@@ -16,6 +17,8 @@ __all__ = [
     "Balanced",
     "Cosine",
     "DenoisingLoss",
+    "DenoisingObjective",
+    "Draw",
     "Eps",
     "InverseSqrt",
     "Karras",
@@ -23,6 +26,8 @@ __all__ = [
     "LogNormal",
     "Native",
     "NoiseLevels",
+    "Objective",
+    "StepLoss",
     "TrainingResult",
     "UniformLogSNR",
     "UniformTime",

@@ -225,9 +225,9 @@ def _prepare(
     check_rows(rows, model.data_shape, "x_train")
     if units == "learn" and stored is None:
         _learn_units(model, rows, settings)
-    loss, seed, augment = settings.loss, settings.seed, settings.augment
-    validation = None if val is None else Validation(model, val, val_cond, loss, seed, augment)
-    trainer = Trainer(model, source, settings, validation)
+    objective, seed, augment = settings.loss.objective(model), settings.seed, settings.augment
+    validation = None if val is None else Validation(model, val, val_cond, objective, seed, augment)
+    trainer = Trainer(model, source, settings, objective, validation)
     # What cannot be saved at the end is refused now.
     description = {} if folder is None else describe(model)
     config = {"model": description, "data": source.config, "units": units} | _describe(settings)

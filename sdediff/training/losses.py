@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sdediff.processes import GaussianProcess
+from sdediff.training.objective import DenoisingObjective, Objective
 from sdediff.training.times import LogNormal, Times, UniformLogSNR, UniformTime, stratified
 from sdediff.training.weightings import (
     X0,
@@ -27,7 +28,6 @@ from sdediff.training.weightings import (
     Weighting,
     network_weight,
 )
-from solvers.problems import expand
 
 if TYPE_CHECKING:
     from sdediff.model import DiffusionModel
@@ -70,30 +70,14 @@ class DenoisingLoss:
             return torch.ones_like(t)
         return self.times.density(t, process) / proposal.density(t, process)
 
+    def objective(self, model: DiffusionModel) -> Objective:
+        """What a run carries along."""
+        return DenoisingObjective(self, model)
+
     def mean_weight(self, model: DiffusionModel, nodes: int = 4096) -> float:
         """Mean over `times` of the weight on the network's squared error, by midpoint quadrature."""
         t, importance = self.draw(model.process, stratified(0.5 / nodes, nodes))
         return float((importance * network_weight(self.weighting, model, t)).mean())
-
-
-def squared_error(
-    model: DiffusionModel, z_0: Tensor, eps: Tensor, t: Tensor, cond: Tensor | None = None
-) -> Tensor:
-    """The network's squared error, averaged over the elements of a sample.
-
-    Args:
-        model: The model; its raw output is compared with its target, in model units.
-        z_0: Data in model units, (B, *E).
-        eps: Standard normal noise, (B, *E).
-        t: Times, (B,), float64 (schedules in float32 lose digits near their ends).
-        cond: Condition, (B, ...).
-
-    Returns:
-        (B,), of z_0's dtype; differentiable in the network's parameters.
-    """
-    alpha, sigma = (expand(c.to(z_0.dtype), z_0) for c in (model.process.alpha(t), model.process.sigma(t)))
-    output = model(alpha * z_0 + sigma * eps, t, cond)
-    return (output - model.target(z_0, eps, t)).square().flatten(1).mean(1)
 
 
 #: Losses by name, for ``fit(loss=...)``. "balanced" is the default because every noise level gets its share

@@ -22,12 +22,10 @@ from sdediff import files
 from sdediff.serialization import load_weights
 from sdediff.training.checkpoint import Checkpoint, differences, load_optimizer
 from sdediff.training.ema import EMA
-from sdediff.training.losses import DenoisingLoss, squared_error
-from sdediff.training.sources import NOISE, TIMES, Source, convert, isolated_rng, step_seed
-from sdediff.training.times import stratified
+from sdediff.training.losses import DenoisingLoss
+from sdediff.training.objective import Draw, Objective
+from sdediff.training.sources import Source, convert, isolated_rng, step_seed
 from sdediff.training.validation import Validation
-from sdediff.training.weightings import network_weight
-from solvers import noise
 
 if TYPE_CHECKING:
     from sdediff.model import DiffusionModel
@@ -55,19 +53,23 @@ class Trainer:
     """A run: the state between steps and the step itself."""
 
     def __init__(
-        self, model: DiffusionModel, source: Source, settings: Settings, validation: Validation | None
+        self,
+        model: DiffusionModel,
+        source: Source,
+        settings: Settings,
+        objective: Objective,
+        validation: Validation | None,
     ) -> None:
-        self.model, self.source, self.settings, self.validation = model, source, settings, validation
+        self.model, self.source, self.settings = model, source, settings
+        self.objective, self.validation = objective, validation
         parameters = [p for p in model.parameters() if p.requires_grad]
         self.parameters, self.device, self.dtype = parameters, parameters[0].device, parameters[0].dtype
         self.optimizer = settings.optimizer(parameters)
         self.ema = EMA(model, settings.ema_decay)
-        self.scale = settings.loss.mean_weight(model)
         self.step, self.seconds = 0, 0.0
         self.history: list[dict[str, Any]] = []
         self._losses: list[float] = []  # since the last line of the log
         self._watch = Watch()
-        self._noise: noise.Noise | None = None
         self._updating = False
         self.raw: dict[str, Tensor] = {}
 
@@ -131,15 +133,8 @@ class Trainer:
 
     def loss(self, z: Tensor, cond: Tensor | None) -> Tensor:
         """The loss of a batch, in model units, at this step's times and noise."""
-        k, seed = self.step, self.settings.seed
-        u = noise.uniform(seed, torch.zeros(1, dtype=torch.long), TIMES, k, (), torch.float64)
-        t, importance = self.settings.loss.draw(self.model.process, stratified(u, len(z)))
-        weight = importance * network_weight(self.settings.loss.weighting, self.model, t) / self.scale
-        if self._noise is None or len(self._noise.indices) != len(z):
-            self._noise = noise.Noise(seed, torch.arange(len(z)), tuple(z.shape[1:]), z.dtype, z.device)
-        eps = self._noise.at(k).normal(NOISE)
-        error = squared_error(self.model, z, eps, t.to(wide(self.device)).to(self.device), cond)
-        return (weight.to(wide(self.device)).to(error.device) * error).mean().to(error.dtype)
+        draw = Draw(self.settings.seed, self.step, torch.arange(len(z)), len(z))
+        return self.objective(self.model, z, cond, draw).loss.mean()
 
     def log(self, bar: tqdm[Any]) -> None:
         """Add a line to the history, the bar and the log file."""
@@ -147,7 +142,7 @@ class Trainer:
         self._losses.clear()
         if self.validation is not None:
             with self.ema.averaged():
-                line["val_loss"] = self.validation.loss(self.scale)
+                line["val_loss"] = self.validation.loss()
         line |= {"lr": self.settings.rate(self.step - 1), "seconds": round(self.seconds, 3)}
         self.history.append(line)
         shown = {"loss": f"{line['loss']:.4f}"} | (
@@ -226,11 +221,6 @@ class Watch:
                 f"training stopped at step {step}: the loss has grown from {self._start:.3g} "
                 f"to {self._mean:.3g} and diverges; lower lr="
             )
-
-
-def wide(device: torch.device) -> torch.dtype:
-    """The dtype of times on a device: float64 where it exists."""
-    return torch.float32 if device.type == "mps" else torch.float64
 
 
 @contextmanager

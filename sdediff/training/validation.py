@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sdediff.training.losses import DenoisingLoss, squared_error
+from sdediff.training.objective import Objective, squared_error, wide
 from sdediff.training.sources import (
     VALIDATION,
     VALIDATION_NOISE,
@@ -22,7 +22,7 @@ from sdediff.training.sources import (
     step_seed,
 )
 from sdediff.training.times import UniformLogSNR, stratified
-from sdediff.training.weightings import network_weight, noise_error_weight
+from sdediff.training.weightings import noise_error_weight
 from solvers import noise
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Validation:
         model: DiffusionModel,
         x: Any,
         cond: Any,
-        loss: DenoisingLoss,
+        objective: Objective,
         seed: int,
         augment: Callable[[Tensor, int], Tensor] | None = None,
     ) -> None:
@@ -70,7 +70,7 @@ class Validation:
         check_rows(x, model.data_shape, "val")
         if cond is not None:
             check_cond(cond, len(x), "val_cond")
-        self.model, self.objective = model, loss
+        self.model, self.objective = model, objective
         first = next(model.parameters())
         choice = _draw(seed, len(x), 0).argsort(stable=True)[:MOST]
         choice = choice.repeat(-(-FEWEST // len(choice)))
@@ -78,42 +78,41 @@ class Validation:
         self.x = x if augment is None else augment(x, step_seed(seed, "validation", 0))
         self.cond = None if cond is None else cond[choice].to(first.device)
         n = len(choice)
-        u = stratified(0.5 / n, n)[_draw(seed, n, 1).argsort(stable=True)]
-        self.t = UniformLogSNR().sample(u, model.process)
+        self.u = stratified(0.5 / n, n)[_draw(seed, n, 1).argsort(stable=True)]
         self.eps = noise.normal(
             seed, torch.arange(n), VALIDATION_NOISE, 0, self.x.shape[1:], first.dtype, first.device
         )
 
-    def loss(self, scale: float = 1.0) -> float:
-        """The loss, over `scale`."""
-        importance = self.objective.importance(self.model.process, self.t, UniformLogSNR())
-        weight = importance * network_weight(self.objective.weighting, self.model, self.t)
-        return float((weight * self._errors()).mean() / scale)
+    def loss(self) -> float:
+        """The loss."""
+        t, importance = self.objective.validation_times(self.u, self.model)
+        return float((importance.cpu() * self._each(self.objective.at, t)).mean())
 
     def noise_levels(self, bins: int = 8) -> NoiseLevels:
         """Errors of the noise estimate in bins of equal width in log sigma/alpha."""
         process = self.model.process
+        t = UniformLogSNR().sample(self.u, process)
         high, low = float(process.lam(process.t_min)), float(process.lam(process.t_max))
-        position = (high - process.lam(self.t)) / (high - low) * bins
+        position = (high - process.lam(t)) / (high - low) * bins
         index = position.long().clamp(0, bins - 1)
-        error = noise_error_weight(self.model, self.t) * self._errors()
+        error = noise_error_weight(self.model, t) * self._each(squared_error, t)
         count = torch.bincount(index, minlength=bins)
         edges = torch.exp(torch.linspace(-high, -low, bins + 1, dtype=torch.float64))
         return NoiseLevels(edges, torch.bincount(index, weights=error, minlength=bins) / count)
 
     @torch.no_grad()
-    def _errors(self) -> Tensor:
-        """Squared errors of the network, (n,), float64, on the CPU, in evaluation mode."""
+    def _each(self, function: Callable[..., Tensor], t: Tensor) -> Tensor:
+        """``function(model, z, eps, t, cond)`` of every row, (n,) float64 on the CPU, in evaluation mode."""
         training, device = self.model.training, self.x.device
-        t = self.t.to(torch.float32) if device.type == "mps" else self.t
+        t = t.to(device, wide(device))
         self.model.eval()
         try:
             parts = [
-                squared_error(
+                function(
                     self.model,
                     self.model.to_model(self.x[i : i + _CHUNK]).to(self.eps.dtype),
                     self.eps[i : i + _CHUNK],
-                    t[i : i + _CHUNK].to(device),
+                    t[i : i + _CHUNK],
                     None if self.cond is None else self.cond[i : i + _CHUNK],
                 )
                 for i in range(0, len(self.x), _CHUNK)
