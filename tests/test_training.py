@@ -22,6 +22,7 @@ from sdediff.model import DiffusionModel
 from sdediff.networks import MLP
 from sdediff.training import DenoisingLoss, fit
 from sdediff.training.checkpoint import Checkpoint
+from sdediff.training.folder import RunFolder
 from sdediff.training.sources import Shuffle
 from sdediff.training.validation import Validation
 from sdediff.training.weightings import network_weight, noise_error_weight
@@ -297,11 +298,11 @@ def test_resuming_is_exact(kind: str, tmp_path: Path) -> None:
     )
     for a, b in zip(one.history, two.history, strict=True):
         assert {**a, "seconds": 0} == {**b, "seconds": 0}
-    stored = [Checkpoint.load(tmp_path / run / "checkpoint.safetensors") for run in ("one", "two")]
-    assert same(stored[0].weights, stored[1].weights) and same(stored[0].average, stored[1].average)
+    stored = [Checkpoint.load(tmp_path / run / "checkpoints/000000030.safetensors") for run in ("one", "two")]
+    assert same(stored[0].weights, stored[1].weights) and same(stored[0].averages, stored[1].averages)
     states = [s.optimizer["state"] for s in stored]
     assert all(same(states[0][i], states[1][i]) for i in states[0]) and len(states[0]) > 4
-    assert stored[0].step == 30 and stored[0].updates == 30
+    assert stored[0].step == 30 and stored[0].progress["updates"] == 30
     assert torch.equal(torch.get_rng_state(), before)
     assert np.array_equal(np.random.get_state()[1], numpy_before)
 
@@ -316,7 +317,7 @@ def test_the_seed_decides_everything_and_the_global_generator_nothing() -> None:
 
 
 def test_a_resumed_run_must_be_the_same_run(tmp_path: Path) -> None:
-    quick(make_model(), make_data(), out=tmp_path)
+    quick(make_model(), make_data(), out=tmp_path, checkpoint_every=4, keep=2)
     for options, name in (
         ({"seed": 1}, "seed"),
         ({"lr": 1e-4}, "rate"),
@@ -326,8 +327,8 @@ def test_a_resumed_run_must_be_the_same_run(tmp_path: Path) -> None:
             quick(make_model(), make_data(), out=tmp_path, resume=True, **options)
     with pytest.raises(ValueError, match=r"it differs in model\.network\.args\.dropout \(0\.0, now 0\.5\)"):
         quick(make_model(dropout=0.5), make_data(), out=tmp_path, resume=True)
-    with pytest.raises(ValueError, match="damaged"):
-        (tmp_path / "checkpoint.safetensors").write_bytes(b"x" * 100)
+    with pytest.raises(ValueError, match="damaged.*remove it to go on from .*000000008"):
+        (tmp_path / "checkpoints/000000010.safetensors").write_bytes(b"x" * 100)
         quick(make_model(), make_data(), out=tmp_path, resume=True)
     with pytest.raises(TypeError, match="resume=True needs to know where from"):
         quick(make_model(), make_data(), resume=True)
@@ -362,7 +363,8 @@ def test_an_interrupted_run_can_go_on(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         quick(model, make_data(), augment=augment, out=tmp_path)
     assert signal.getsignal(signal.SIGINT) is handler
-    assert Checkpoint.load(tmp_path / "checkpoint.safetensors").step == 7  # the step was finished
+    stored = RunFolder(tmp_path).load()
+    assert stored is not None and stored.step == 7  # the step was finished
     quick(model, make_data(), augment=augment, out=tmp_path, resume=True)
     assert same(straight.state_dict(), model.state_dict())
 
@@ -382,7 +384,9 @@ def test_the_folder_holds_checkpoint_log_and_model(tmp_path: Path) -> None:
     model = make_model()
     result = quick(model, make_data(), val=make_data(50), steps=12, log_every=5, out=tmp_path / "a" / "b")
     folder = tmp_path / "a" / "b"
-    assert sorted(os.listdir(folder)) == ["checkpoint.safetensors", "log.csv", "model.safetensors"]
+    models = ["best.safetensors", "model.safetensors"]
+    texts = ["config.json", "environment.json", "log.csv"]
+    assert sorted(os.listdir(folder)) == sorted([*models, *texts, "checkpoints"])
     with open(folder / "log.csv") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["step"]) for row in rows] == [5, 10, 12]
@@ -522,11 +526,10 @@ def test_divergence_stops_and_leaves_the_checkpoint(tmp_path: Path, rate: float,
     model = make_model()
     with pytest.raises(RuntimeError, match=message):
         quick(model, x, steps=3000, lr=lambda k: 1e-3 if k < good else rate, **options)
-    stored = Checkpoint.load(tmp_path / "checkpoint.safetensors")
-    assert stored.step >= good
-    assert all(
-        bool(torch.isfinite(value).all()) for value in (*stored.weights.values(), *stored.average.values())
-    )
+    stored = RunFolder(tmp_path).load()
+    assert stored is not None and stored.step >= good
+    kept = (*stored.weights.values(), *stored.averages.values())
+    assert all(bool(torch.isfinite(value).all()) for value in kept)
     assert not (tmp_path / "model.safetensors").exists()
 
 

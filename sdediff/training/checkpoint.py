@@ -5,32 +5,44 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sdediff import files
+from sdediff.training.engine import like_parameter
+
+#: Groups of tensors by name.
+_PARTS = ("weights", "averages", "objective")
 
 
 @dataclass
 class Checkpoint:
-    """A run after `step` steps: raw weights and buffers, their average, the optimiser, the settings."""
+    """A run after `step` steps.
+
+    Attributes:
+        step: Number of steps made.
+        weights: The model's raw weights and buffers.
+        averages: Their averages, as :meth:`sdediff.training.Averages.state` names them.
+        objective: Parameters and buffers of the loss.
+        optimizer: The optimiser's `state_dict`.
+        config: What a resumed run must share.
+        progress: The rest, as JSON: updates of the average, seconds, history, what log and watch hold.
+    """
 
     step: int
     weights: dict[str, Tensor]
-    average: dict[str, Tensor]
+    averages: dict[str, Tensor]
+    objective: dict[str, Tensor]
     optimizer: dict[str, Any]
     config: dict[str, Any]
-    updates: int = 0
-    seconds: float = 0.0
-    history: list[dict[str, Any]] = field(default_factory=list)
+    progress: dict[str, Any] = field(default_factory=dict)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to one safetensors file, whole or not at all."""
-        tensors = {f"weights.{k}": v for k, v in self.weights.items()} | {
-            f"average.{k}": v for k, v in self.average.items()
-        }
+        tensors = {f"{part}.{k}": v for part in _PARTS for k, v in getattr(self, part).items()}
         scalars: dict[str, dict[str, Any]] = {}
         for index, state in self.optimizer["state"].items():
             for key, value in state.items():
@@ -38,8 +50,8 @@ class Checkpoint:
                     tensors[f"optimizer.{index}.{key}"] = value
                 else:
                     scalars.setdefault(str(index), {})[key] = value
-        facts = {k: getattr(self, k) for k in ("step", "config", "updates", "seconds", "history")}
-        files.write_tensors(path, tensors, "checkpoint", facts | {"scalars": scalars})
+        facts = {"step": self.step, "config": self.config, "progress": self.progress, "scalars": scalars}
+        files.write_tensors(path, tensors, "checkpoint", facts)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Checkpoint:
@@ -50,24 +62,42 @@ class Checkpoint:
             ValueError: If the file is damaged or something else.
         """
         tensors, facts = files.read_tensors(path, "checkpoint")
-        parts: dict[str, dict[str, Tensor]] = {"weights": {}, "average": {}, "optimizer": {}}
+        parts: dict[str, dict[str, Tensor]] = {part: {} for part in (*_PARTS, "optimizer")}
         for name, tensor in tensors.items():
             part, _, rest = name.partition(".")
             parts[part][rest] = tensor
         state: dict[int, dict[str, Any]] = {
             int(i): dict(values) for i, values in facts.pop("scalars").items()
         }
-        for name, tensor in parts["optimizer"].items():
+        for name, tensor in parts.pop("optimizer").items():
             index, _, key = name.partition(".")
             state.setdefault(int(index), {})[key] = tensor
-        return cls(weights=parts["weights"], average=parts["average"], optimizer={"state": state}, **facts)
+        return cls(**parts, optimizer={"state": state}, **facts)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, stored: Mapping[str, Any]) -> None:
     """Give an optimiser its stored state; the options of its parameter groups stay those of this call."""
-    optimizer.load_state_dict(
-        {"state": stored["state"], "param_groups": optimizer.state_dict()["param_groups"]}
-    )
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def laid_out(index: int, value: Any) -> Any:
+        return like_parameter(value, parameters[index]) if isinstance(value, Tensor) else value
+
+    state = {i: {k: laid_out(i, v) for k, v in own.items()} for i, own in stored["state"].items()}
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def check_same(stored: Any, given: Any, path: Path | None) -> None:
+    """Raise where a stored run's description differs from one that would go on with it.
+
+    Raises:
+        ValueError: Naming what differs between the runs.
+    """
+    changed = differences(stored, given)
+    if changed:
+        raise ValueError(
+            f"{path} is of another run, it differs in {'; '.join(changed)}: "
+            "resume with the same settings or choose another out="
+        )
 
 
 def differences(stored: Any, given: Any, name: str = "") -> list[str]:

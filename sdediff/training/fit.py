@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -15,18 +13,21 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from sdediff.serialization import describe
-from sdediff.training.checkpoint import Checkpoint
+from sdediff.serialization import describe, load_weights
+from sdediff.training.checkpoint import check_same
+from sdediff.training.ema import Exponential, Profile
+from sdediff.training.engine import Engine
+from sdediff.training.folder import RunFolder
 from sdediff.training.losses import DenoisingLoss, get_loss
 from sdediff.training.schedules import InverseSqrt
 from sdediff.training.sources import DEFAULT_BATCH_SIZE, Source, check_rows, convert, make_source, step_seed
-from sdediff.training.trainer import Settings, Trainer
+from sdediff.training.trainer import Callback, Settings, Trainer, augmented
 from sdediff.training.validation import NoiseLevels, Validation
 
 if TYPE_CHECKING:
-    from sdediff.model import DiffusionModel
+    from accelerate import Accelerator
 
-_log = logging.getLogger("sdediff")
+    from sdediff.model import DiffusionModel
 
 Data = Tensor | np.ndarray | Dataset | DataLoader
 Optimizer = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
@@ -106,6 +107,18 @@ def fit(
     log_every: int = 100,
     checkpoint_every: int = 1000,
     progress: bool = True,
+    cond_dropout: float = 0.0,
+    averages: Sequence[Profile] = (),
+    snapshot_every: int | None = None,
+    keep: int = 2,
+    max_seconds: float | None = None,
+    accumulate: int = 1,
+    precision: str | None = None,
+    compile: bool = False,
+    workers: int = 0,
+    trackers: Sequence[Any] = (),
+    callbacks: Sequence[Callback] = (),
+    accelerator: Accelerator | None = None,
 ) -> TrainingResult:
     r"""Train a model in place by denoising score matching; it ends up holding the averaged (EMA) weights.
 
@@ -117,7 +130,9 @@ def fit(
 
     The batch, times and noise of step k are functions of (seed, k) alone and torch's global generator is left
     as it was (dropout and a Dataset's own draws are seeded by the step), so on a CPU 100 steps and 100
-    resumed ones are 200 steps bit for bit.
+    resumed ones are 200 steps bit for bit. Started by ``accelerate launch`` or ``torchrun`` in several
+    processes, each takes its share of every batch: the same batches, times and noise whatever their number.
+    SIGTERM and Ctrl-C wait for the end of the step, write a checkpoint and stop.
 
     Args:
         model: The model; only parameters that require gradients are trained.
@@ -125,7 +140,7 @@ def fit(
             or a DataLoader of such batches (which brings its own batch size; to resume exactly it must not
             have a generator of its own).
         steps: Number of steps in all, those before a resume included.
-        batch_size: Rows a step.
+        batch_size: Rows a step, over all processes and accumulated parts.
         val: Held-out data of any of these kinds, for the validation loss: at most 8192 rows, at fixed times
             and noise.
         cond: Conditions of the rows of a tensor, (N, cond_dim) or labels (N,).
@@ -136,22 +151,40 @@ def fit(
         loss: "balanced" (the network's own error, log-normal over all noise levels), "native" (uniform
             in t), "eps", "x0", "likelihood", "edm", or a :class:`~sdediff.training.DenoisingLoss`.
         seed: Seed of data order, times and noise.
-        out: Folder for ``checkpoint.safetensors`` (all that is needed to go on), ``log.csv`` and, at the end,
-            ``model.safetensors`` (for :func:`sdediff.load`); made if need be. Files of an earlier run there
-            are replaced.
+        out: The run's folder, made if need be: ``checkpoints/`` (all that is needed to go on), ``log.csv``,
+            ``config.json``, ``environment.json``, ``best.safetensors`` (lowest validation loss) and, at the
+            end, ``model.safetensors`` (both for :func:`sdediff.load`). Those of an earlier run are replaced.
         resume: Go on from the checkpoint in `out`; where there is none, training starts afresh and says so.
         units: "learn" sets the model's shift, scale and moments from x_train (of a Dataset or DataLoader, up
             to 65536 rows); "keep" leaves them, for going on with a trained model.
         augment: Called as ``augment(x, seed)`` on every batch in data units, for example
             :func:`sdediff.data.dequantise`; units are learnt from, and validation is done on, augmented data.
+            It is told which rows these are where it takes ``indices=``, and may return ``(x, labels)`` for a
+            network built with ``augment_dim``.
         ema_decay: Largest decay of the weight average; it starts smaller (:class:`~sdediff.training.EMA`).
         clip: Largest norm of the gradient; None for no limit.
         weight_decay: Of AdamW.
         optimizer: Function parameters -> torch optimiser, instead of AdamW; its rate is set by `lr` at every
             step.
         log_every: Steps between lines of the history.
-        checkpoint_every: Steps between checkpoints; one is also written at the end and on Ctrl-C.
+        checkpoint_every: Steps between checkpoints; one is also written at the end, on Ctrl-C and on SIGTERM.
         progress: Show a progress bar on stderr.
+        cond_dropout: Probability with which a row's condition is left out, for a network built with
+            ``optional_cond`` (classifier-free guidance: Ho & Salimans 2022, arXiv 2207.12598).
+        averages: Further averages of the weights, such as :class:`~sdediff.training.Power`; kept in
+            checkpoints and snapshots.
+        snapshot_every: Steps between snapshots of `averages` in the run's folder, from which
+            :func:`sdediff.training.reconstruct` makes an average of any length afterwards.
+        keep: Number of latest checkpoints that are kept.
+        max_seconds: Stop after this time; a resumed run counts what it used before.
+        accumulate: Parts into which a process's rows are cut, one after another: less memory, same gradient.
+        precision: "no", "bf16" or "fp16" for the network's matrix products; None for what the launcher says.
+        compile: Run the network through ``torch.compile`` while training.
+        workers: Processes that read a Dataset ahead.
+        trackers: Names of Accelerate's trackers beside ``log.csv``, such as "tensorboard" or "wandb".
+        callbacks: Called as ``callback(moment)`` every ``callback.every`` steps and at the end with the
+            averaged weights, such as :class:`~sdediff.training.Preview`.
+        accelerator: An ``accelerate.Accelerator`` of your own.
 
     Returns:
         The history and the model.
@@ -160,7 +193,8 @@ def fit(
         ValueError: If data are empty, of the wrong shape, constant in a column or not finite, or a resumed
             run differs.
         TypeError: If arguments do not go together.
-        RuntimeError: If the loss diverges; the last checkpoint is intact.
+        RuntimeError: If the loss is not finite or diverges; the last checkpoint is intact.
+        OSError: If the last checkpoint cannot be written (a full disk before is a warning).
 
     Source: Song et al. 2021, arXiv 2011.13456, Eq. 7; the average and its weights at the end as in Ho et al.
         2020, arXiv 2006.11239.
@@ -172,26 +206,11 @@ def fit(
         >>> fit(model, torch.randn(100, 2), steps=3, batch_size=10, progress=False).steps
         3
     """
-    _check(model, steps, log_every, checkpoint_every, clip, units, resume, out)
+    positive = {"steps": steps, "log_every": log_every, "checkpoint_every": checkpoint_every}
+    positive |= {"accumulate": accumulate, "keep": keep}
+    _check(model, positive, clip, units, resume, out)
     if optimizer is not None and weight_decay:
         raise TypeError("weight_decay= goes with the default optimiser: set it in optimizer= instead")
-    folder = None if out is None else Path(out)
-    rate = lr if callable(lr) else InverseSqrt(lr)
-    settings = Settings(
-        steps,
-        seed,
-        get_loss(loss),
-        rate,
-        optimizer or AdamW(weight_decay),
-        ema_decay,
-        clip,
-        augment,
-        log_every,
-        checkpoint_every,
-        progress,
-        folder,
-    )
-    source = make_source(x_train, cond, batch_size, seed)
     if (
         cond is not None
         and val_cond is None
@@ -201,10 +220,34 @@ def fit(
         raise TypeError(
             "cond= and val= were given without val_cond=: give the conditions of the held-out rows too"
         )
-    trainer, config = _prepare(model, source, settings, units, resume, val, val_cond)
-    trainer.run(config)
-    if folder is not None:
-        model.save(folder / "model.safetensors")
+    settings = Settings(
+        steps=steps,
+        seed=seed,
+        loss=get_loss(loss),
+        rate=lr if callable(lr) else InverseSqrt(lr),
+        optimizer=optimizer or AdamW(weight_decay),
+        profiles=(Exponential(ema_decay), *averages),
+        clip=clip,
+        augment=augment,
+        cond_dropout=cond_dropout,
+        accumulate=accumulate,
+        compile=compile,
+        max_seconds=max_seconds,
+        log_every=log_every,
+        checkpoint_every=checkpoint_every,
+        snapshot_every=snapshot_every,
+        progress=progress,
+        callbacks=tuple(callbacks),
+    )
+    source = make_source(x_train, cond, batch_size, seed, workers)
+    folder = None if out is None else RunFolder(out, keep)
+    first = next(p for p in model.parameters() if p.requires_grad)
+    with Engine(first, precision, trackers, None if folder is None else folder.path, accelerator) as engine:
+        model.to(engine.device)
+        trainer, config = _prepare(model, source, settings, engine, folder, units, resume, val, val_cond)
+        trainer.run(config)
+        if folder is not None and engine.main:
+            model.save(folder.model)
     levels = None if trainer.validation is None else trainer.validation.noise_levels()
     return TrainingResult(model, trainer.step, trainer.seconds, trainer.history, levels, trainer.raw)
 
@@ -213,42 +256,42 @@ def _prepare(
     model: DiffusionModel,
     source: Source,
     settings: Settings,
+    engine: Engine,
+    folder: RunFolder | None,
     units: str,
     resume: bool,
     val: Any,
     val_cond: Any,
 ) -> tuple[Trainer, dict[str, Any]]:
     """The run, at its beginning or where it was left, and what it is, as JSON."""
-    folder = settings.out
-    stored = _stored(folder) if resume and folder is not None else None
+    stored = folder.load() if resume and folder is not None else None
     rows = source.sample()
     check_rows(rows, model.data_shape, "x_train")
     if units == "learn" and stored is None:
         _learn_units(model, rows, settings)
-    objective, seed, augment = settings.loss.objective(model), settings.seed, settings.augment
-    validation = None if val is None else Validation(model, val, val_cond, objective, seed, augment)
-    trainer = Trainer(model, source, settings, objective, validation)
     # What cannot be saved at the end is refused now.
     description = {} if folder is None else describe(model)
     config = {"model": description, "data": source.config, "units": units} | _describe(settings)
-    if folder is not None:
-        if stored is not None:
-            trainer.restore(stored, config, folder / "checkpoint.safetensors")
-        folder.mkdir(parents=True, exist_ok=True)
+    if folder is not None and stored is not None:
+        check_same(stored.config, config, folder.latest())
+    if stored is not None:
+        load_weights(model, stored.weights, "the checkpoint")  # before the loss and the held-out data see it
+    objective, seed, augment = settings.loss.objective(model), settings.seed, settings.augment
+    objective.to(engine.device)
+    validation = None if val is None else Validation(model, val, val_cond, objective, seed, augment)
+    trainer = Trainer(model, source, settings, objective, engine, validation, folder, stored)
+    if folder is not None and engine.main:
+        facts = {"processes": engine.processes, "device": str(engine.device), "step": trainer.step}
+        folder.begin(config, stored is not None, facts)
+        engine.begin_tracking(folder.path.name, config)
+    engine.accelerator.wait_for_everyone()
     return trainer, config
 
 
 def _check(
-    model: DiffusionModel,
-    steps: int,
-    log_every: int,
-    checkpoint_every: int,
-    clip: float | None,
-    units: str,
-    resume: bool,
-    out: Any,
+    model: DiffusionModel, positive: dict[str, int], clip: float | None, units: str, resume: bool, out: Any
 ) -> None:
-    for name, value in (("steps", steps), ("log_every", log_every), ("checkpoint_every", checkpoint_every)):
+    for name, value in positive.items():
         if value < 1:
             raise ValueError(f"{name}={value}: give at least 1")
     if clip is not None and not clip > 0:
@@ -264,24 +307,14 @@ def _check(
         )
 
 
-def _stored(folder: Path) -> Checkpoint | None:
-    path = folder / "checkpoint.safetensors"
-    if path.exists():
-        return Checkpoint.load(path)
-    _log.warning("there is no checkpoint at %s: training starts afresh", path)
-    return None
-
-
 def _learn_units(model: DiffusionModel, rows: Tensor, settings: Settings) -> None:
     rows = convert(rows, next(model.parameters()))
-    if settings.augment is not None:
-        rows = settings.augment(rows, step_seed(settings.seed, "units", 0))
-    model.set_units(rows)
+    model.set_units(augmented(settings.augment, rows, step_seed(settings.seed, "units", 0))[0])
 
 
 def _describe(settings: Settings) -> dict[str, Any]:
     """What a resumed run must share, as JSON."""
-    names = ("seed", "loss", "rate", "optimizer", "ema_decay", "clip", "augment")
+    names = ("seed", "loss", "rate", "optimizer", "profiles", "clip", "augment", "cond_dropout", "accumulate")
     plain = (int, float, type(None))
     values = {name: getattr(settings, name) for name in names}
     return {

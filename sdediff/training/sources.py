@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -23,7 +24,17 @@ STATISTICS_ROWS = 65536
 #: A DataLoader has a batch size of its own; another one given beside it is an error, this one is not.
 DEFAULT_BATCH_SIZE = 256
 
-Batch = tuple[Tensor, Tensor | None]
+#: The rows of a batch of a given size that a process takes.
+Share = Callable[[int], slice]
+
+
+class Batch(NamedTuple):
+    """Rows of a step's batch, their conditions, where they stand in it, and the size of the whole."""
+
+    x: Tensor
+    cond: Tensor | None
+    rows: slice
+    total: int
 
 
 class Source(Protocol):
@@ -32,8 +43,8 @@ class Source(Protocol):
     #: Facts that a resumed run must share.
     config: dict[str, Any]
 
-    def batch(self, step: int) -> Batch:
-        """Rows x (B, *data_shape) and conditions of a step; a function of (seed, step)."""
+    def batch(self, step: int, share: Share) -> Batch:
+        """This process's share of a step's batch; the whole batch is a function of (seed, step)."""
 
     def sample(self) -> Tensor:
         """Rows to learn statistics from: all of them, or the first STATISTICS_ROWS of a pass."""
@@ -93,6 +104,11 @@ class Shuffle:
         return torch.cat(parts)
 
 
+def whole(total: int) -> slice:
+    """All rows: the share of the only process."""
+    return slice(0, total)
+
+
 class TensorSource:
     """Rows of a tensor in memory."""
 
@@ -101,10 +117,12 @@ class TensorSource:
         self.shuffle = Shuffle(len(x), seed)
         self.config = {"rows": len(x), "batch_size": batch_size}
 
-    def batch(self, step: int) -> Batch:
-        """Rows and conditions of a step."""
-        rows = self.shuffle(step * self.batch_size, self.batch_size).to(self.x.device)
-        return self.x[rows], None if self.cond is None else self.cond[rows.to(self.cond.device)]
+    def batch(self, step: int, share: Share = whole) -> Batch:
+        """This process's rows and conditions of a step."""
+        part = share(self.batch_size)
+        rows = self.shuffle(step * self.batch_size, self.batch_size)[part].to(self.x.device)
+        cond = None if self.cond is None else self.cond[rows.to(self.cond.device)]
+        return Batch(self.x[rows], cond, part, self.batch_size)
 
     def sample(self) -> Tensor:
         """All rows."""
@@ -112,24 +130,55 @@ class TensorSource:
 
 
 class DatasetSource:
-    """A map-style Dataset whose items are x or (x, cond); an item's own randomness is seeded by the step."""
+    """A map-style Dataset whose items are x or (x, cond); an item's own randomness is seeded by the step.
 
-    def __init__(self, dataset: Dataset[Any], batch_size: int, seed: int) -> None:
-        self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
+    Args:
+        dataset: The data.
+        batch_size: Rows of a step, over all processes.
+        seed: Seed of the order.
+        workers: Processes that read ahead; 0 to read in this one. What is read is the same.
+    """
+
+    def __init__(self, dataset: Dataset[Any], batch_size: int, seed: int, workers: int = 0) -> None:
+        self.dataset, self.batch_size, self.seed, self.workers = dataset, batch_size, seed, workers
         self.shuffle = Shuffle(len(dataset), seed)  # type: ignore[arg-type]
         self.config = {"rows": self.shuffle.n, "batch_size": batch_size}
+        self._next, self._ahead = -1, iter(())  # type: int, Iterator[Any]
 
-    def batch(self, step: int) -> Batch:
-        """Rows and conditions of a step."""
-        rows = self.shuffle(step * self.batch_size, self.batch_size).tolist()
-        with isolated_rng(step_seed(self.seed, "data", step)):
-            return split_item(torch.utils.data.default_collate([self.dataset[row] for row in rows]))
+    def batch(self, step: int, share: Share = whole) -> Batch:
+        """This process's rows and conditions of a step."""
+        part = share(self.batch_size)
+        if self.workers == 0:
+            item = self.read(step, part)
+        else:
+            if step != self._next:  # a beginning, or a run resumed
+                with isolated_rng(step_seed(self.seed, "reader", step)):  # torch draws a seed for workers
+                    self._ahead = iter(self._reader(step, part))
+            item, self._next = next(self._ahead), step + 1
+        return Batch(*split_item(item), part, self.batch_size)
+
+    def read(self, step: int, part: slice) -> Any:
+        """The items of a part of a step's batch, stacked."""
+        rows = self.shuffle(step * self.batch_size, self.batch_size)[part].tolist()
+        with isolated_rng(step_seed(self.seed, f"data/{part.start}", step)):
+            return torch.utils.data.default_collate(self._items(rows))
+
+    def _reader(self, step: int, part: slice) -> Iterable[Any]:
+        """Stacked batches from `step` on, read ahead by workers in order."""
+        steps = _Endless(step)
+        return DataLoader(
+            _Steps(self, part), batch_size=None, sampler=steps, num_workers=self.workers, prefetch_factor=4
+        )
+
+    def _items(self, rows: list[int]) -> list[Any]:
+        several = getattr(self.dataset, "__getitems__", None)  # torch's own name for reading many at once
+        return list(several(rows)) if several is not None else [self.dataset[row] for row in rows]
 
     def sample(self) -> Tensor:
         """Up to STATISTICS_ROWS rows, chosen at random."""
         rows = self.shuffle.permutation(0)[:STATISTICS_ROWS].tolist()
         with isolated_rng(step_seed(self.seed, "statistics", 0)):
-            items = [self.dataset[row] for row in rows]
+            items = self._items(rows)
         return torch.stack(
             [torch.as_tensor(item[0] if isinstance(item, (tuple, list)) else item) for item in items]
         )
@@ -146,14 +195,16 @@ class LoaderSource:
         self.config = {"batch_size": loader.batch_size}
         self._epoch, self._next, self._iterator = -1, 0, iter(())
 
-    def batch(self, step: int) -> Batch:
-        """Rows and conditions of a step."""
+    def batch(self, step: int, share: Share = whole) -> Batch:
+        """This process's rows and conditions of a step; every process reads the whole batch."""
         if step < self._next:  # a new run over the same source
             self._epoch, self._next, self._iterator = -1, 0, iter(())
         while True:
             item = self._advance()
             if self._next > step:
-                return split_item(item)
+                x, cond = split_item(item)
+                part = share(len(x))
+                return Batch(x[part], None if cond is None else cond[part], part, len(x))
 
     def _advance(self) -> Any:
         with isolated_rng(step_seed(self.seed, "data", self._next)):
@@ -182,6 +233,26 @@ class LoaderSource:
         return torch.cat(parts)
 
 
+class _Endless(torch.utils.data.Sampler[int]):
+    """The steps from one on."""
+
+    def __init__(self, first: int) -> None:
+        self.first = first
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.count(self.first)
+
+
+class _Steps(Dataset[Any]):
+    """A part of each step's batch, as items for reading ahead."""
+
+    def __init__(self, source: DatasetSource, part: slice) -> None:
+        self.source, self.part = source, part
+
+    def __getitem__(self, step: int) -> Any:
+        return self.source.read(step, self.part)
+
+
 def convert(x: Any, like: Tensor) -> Tensor:
     """Data on a parameter's device, in the finer of their dtypes: shifts are subtracted before rounding."""
     x = torch.as_tensor(x)
@@ -189,7 +260,7 @@ def convert(x: Any, like: Tensor) -> Tensor:
     return x.to(like.device, like.dtype if on_mps else torch.promote_types(x.dtype, like.dtype))
 
 
-def split_item(item: Any) -> Batch:
+def split_item(item: Any) -> tuple[Tensor, Tensor | None]:
     """An item x or (x, cond) as a pair."""
     if isinstance(item, (tuple, list)):
         if len(item) not in (1, 2):
@@ -240,7 +311,7 @@ def check_cond(cond: Tensor, rows: int, name: str) -> None:
         )
 
 
-def make_source(x: Any, cond: Any, batch_size: int, seed: int) -> Source:
+def make_source(x: Any, cond: Any, batch_size: int, seed: int, workers: int = 0) -> Source:
     """The source for what a user gave as training data."""
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: give at least 1")
@@ -265,4 +336,4 @@ def make_source(x: Any, cond: Any, batch_size: int, seed: int) -> Source:
         raise TypeError("an IterableDataset has no rows to draw from: wrap it in a torch DataLoader")
     if len(x) == 0:  # type: ignore[arg-type]
         raise ValueError("x_train is empty: give at least one row")
-    return DatasetSource(x, batch_size, seed)
+    return DatasetSource(x, batch_size, seed, workers)

@@ -2,33 +2,52 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import copy
+import inspect
 import math
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from sdediff import files
-from sdediff.serialization import load_weights
-from sdediff.training.checkpoint import Checkpoint, differences, load_optimizer
-from sdediff.training.ema import EMA
+from sdediff.training.checkpoint import Checkpoint, load_optimizer
+from sdediff.training.conditions import drop
+from sdediff.training.ema import Averages, Profile
+from sdediff.training.engine import Engine, full
+from sdediff.training.folder import RunFolder
+from sdediff.training.interrupts import interruptible, obey
 from sdediff.training.losses import DenoisingLoss
-from sdediff.training.objective import Draw, Objective
+from sdediff.training.objective import Draw, Objective, StepLoss
 from sdediff.training.sources import Source, convert, isolated_rng, step_seed
 from sdediff.training.validation import Validation
+from sdediff.training.watch import Watch
 
 if TYPE_CHECKING:
     from sdediff.model import DiffusionModel
+
+
+class Moment(NamedTuple):
+    """What a callback sees: the step, the model with its averaged weights, and the run so far."""
+
+    step: int
+    model: DiffusionModel
+    trainer: Trainer
+
+
+class Callback(Protocol):
+    """Something to do at intervals; called on the main process alone, outside the step's randomness."""
+
+    #: Steps between calls; it is called at the end too.
+    every: int
+
+    def __call__(self, moment: Moment) -> None:
+        """Do it."""
 
 
 @dataclass(frozen=True)
@@ -39,18 +58,47 @@ class Settings:
     seed: int
     loss: DenoisingLoss
     rate: Callable[[int], float]
-    optimizer: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
-    ema_decay: float
+    optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+    profiles: tuple[Profile, ...]
     clip: float | None
-    augment: Callable[[Tensor, int], Tensor] | None
+    augment: Callable[..., Any] | None
+    cond_dropout: float
+    accumulate: int
+    compile: bool
+    max_seconds: float | None
     log_every: int
     checkpoint_every: int
+    snapshot_every: int | None
     progress: bool
-    out: Path | None
+    callbacks: Sequence[Callback]
+
+
+class Step(nn.Module):
+    """Model and objective as the one module that a step runs: what is wrapped for several processes."""
+
+    def __init__(self, model: DiffusionModel, objective: Objective) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, z: Tensor, cond: Tensor | None, draw: Draw, augment: Tensor | None) -> StepLoss:
+        """Losses of a part of a batch."""
+        return self.objective(self.model, z, cond, draw, augment)
 
 
 class Trainer:
-    """A run: the state between steps and the step itself."""
+    """A run: the state between steps and the step itself.
+
+    Args:
+        model: The model. Where parameters are sharded over processes a copy of it is trained, and it receives
+            whole weights for validation, for callbacks and at the end.
+        source: The training data.
+        settings: What the run is.
+        objective: The loss.
+        engine: This process's part.
+        validation: The held-out data.
+        folder: The run's folder.
+        stored: A checkpoint to go on from, whose weights the model has already.
+    """
 
     def __init__(
         self,
@@ -58,189 +106,260 @@ class Trainer:
         source: Source,
         settings: Settings,
         objective: Objective,
-        validation: Validation | None,
+        engine: Engine,
+        validation: Validation | None = None,
+        folder: RunFolder | None = None,
+        stored: Checkpoint | None = None,
     ) -> None:
-        self.model, self.source, self.settings = model, source, settings
-        self.objective, self.validation = objective, validation
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        self.parameters, self.device, self.dtype = parameters, parameters[0].device, parameters[0].dtype
-        self.optimizer = settings.optimizer(parameters)
-        self.ema = EMA(model, settings.ema_decay)
-        self.step, self.seconds = 0, 0.0
+        self.model, self.source, self.settings, self.objective = model, source, settings, objective
+        self.engine, self.validation, self.folder = engine, validation, folder
+        if stored is not None:
+            objective.load_state_dict(stored.objective)
+        self.trained = copy.deepcopy(model) if engine.sharded else model
+        module = Step(self.trained, objective)
+        self.wrapped, self.optimizer = engine.prepare(module, settings.optimizer(trainable(module)))
+        self.parameters = trainable(module)
+        first = next(p for p in self.parameters if p.is_floating_point())
+        self.device, self.dtype = first.device, first.dtype
+        self.averages = Averages(self.trained, settings.profiles)
+        self.step, self.seconds, self.best = 0, 0.0, math.inf
+        self._stop, self._over, self._saved = False, False, -1
         self.history: list[dict[str, Any]] = []
         self._losses: list[float] = []  # since the last line of the log
-        self._watch = Watch()
-        self._updating = False
+        self._watch, self._updating = Watch(), False
         self.raw: dict[str, Tensor] = {}
+        if stored is not None:
+            self._restore(stored)
+
+    # -- the run ---------------------------------------------------------------------------------------------
 
     def run(self, config: dict[str, Any]) -> None:
         """Train up to ``settings.steps``; however it ends, the model then holds the averaged weights."""
-        settings, training, began = self.settings, self.model.training, time.perf_counter() - self.seconds
-        self.model.train()
+        settings, training, began = self.settings, self.trained.training, time.perf_counter() - self.seconds
+        shown = settings.progress and self.engine.main
         bar = tqdm(
-            total=settings.steps,
-            initial=self.step,
-            disable=not settings.progress,
-            unit="step",
-            dynamic_ncols=True,
+            total=settings.steps, initial=self.step, disable=not shown, unit="step", dynamic_ncols=True
         )
+        self.trained.train()
         try:
-            with bar, interruptible() as interrupted:
-                while self.step < settings.steps:
-                    self.advance()
+            with bar, interruptible() as signalled, self._compiled():
+                while not self.finished:
+                    self.advance(signalled)
                     self.seconds = time.perf_counter() - began
                     bar.update()
-                    if self.step % settings.log_every == 0 or self.step == settings.steps:
-                        self.log(bar)
-                    if self.step % settings.checkpoint_every == 0 or self.step == settings.steps:
-                        self.save(config)
-                    if interrupted():
-                        raise KeyboardInterrupt
+                    self._afterwards(bar, config)
+                    if self._stop:
+                        obey(signalled() or signal.SIGTERM)  # another process's signal counts here too
         except KeyboardInterrupt:
-            if not self._updating:  # an impatient second Ctrl-C; the last checkpoint stands
-                self.save(config)
+            if not self._updating:  # else it is an impatient second Ctrl-C; the last checkpoint stands
+                self._save(config, last=True)
             raise
         finally:
-            self.raw = {n: p.detach().clone() for n, p in self.model.named_parameters()}
-            self.ema.copy_to_module()
+            self.raw = {n: full(p).detach().clone() for n, p in self.trained.named_parameters()}
+            with self.averaged():
+                average = {n: p.detach().clone() for n, p in self.model.named_parameters()}
+            with torch.no_grad():
+                for name, parameter in self.model.named_parameters():
+                    parameter.copy_(average[name])
             self.model.train(training)
 
-    def advance(self) -> None:
-        """One step: batch, loss, gradient, update, average; a function of (state, seed, step)."""
-        k, seed = self.step, self.settings.seed
-        x, cond = self.source.batch(k)
-        x = convert(x, self.parameters[0])
-        if self.settings.augment is not None:
-            x = self.settings.augment(x, step_seed(seed, "augment", k))
-        z = self.model.to_model(x).to(self.dtype)
-        if cond is not None:
-            cond = torch.as_tensor(cond).to(self.device)
-        with isolated_rng(step_seed(seed, "network", k), self.device):
-            value = self.loss(z, cond)
-            self.optimizer.zero_grad(set_to_none=True)
-            value.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip or math.inf)
-        loss, size = torch.stack([value.detach(), norm.to(value.dtype)]).tolist()
-        self._watch(k, loss, size, x)
+    @property
+    def finished(self) -> bool:
+        """Whether all steps were made, or the time is over."""
+        return self.step >= self.settings.steps or self._over
+
+    def _afterwards(self, bar: tqdm[Any], config: dict[str, Any]) -> None:
+        """Log, checkpoint and callbacks, where they are due after a step."""
+        settings, end = self.settings, self.finished
+
+        def due(every: int | None) -> bool:
+            return every is not None and (self.step % every == 0 or end)
+
+        if due(settings.log_every):
+            self._log(bar)
+        if due(settings.snapshot_every) and self.folder is not None:
+            self._snapshot(self.folder)
+        if due(settings.checkpoint_every) or self._stop:
+            self._save(config, last=end or self._stop)
+        calls = [callback for callback in settings.callbacks if due(callback.every)]
+        if calls:
+            with self.averaged():
+                for callback in calls if self.engine.main else ():
+                    callback(Moment(self.step, self.model, self))
+
+    # -- a step ----------------------------------------------------------------------------------------------
+
+    def advance(self, signalled: Callable[[], int] = lambda: 0) -> None:
+        """One step: batch, loss, gradient, update, average; a function of (state, seed, step).
+
+        Args:
+            signalled: Tells whether this process was asked to stop; if one was, all stop after this step.
+        """
+        settings, engine, k = self.settings, self.engine, self.step
+        x, cond, z, augment, rows, total = self._batch(k)
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = torch.arange(rows.start, rows.stop).tensor_split(min(settings.accumulate, len(x)))
+        seen = []
+        with isolated_rng(step_seed(settings.seed, f"network/{rows.start}", k), self.device):
+            for i, part in enumerate(parts):
+                here = slice(int(part[0]) - rows.start, int(part[-1]) + 1 - rows.start)
+                inputs = [None if v is None else v[here] for v in (z, cond, augment)]
+                seen.append(self._gradient(inputs, Draw(settings.seed, k, part, total), i + 1 < len(parts)))
+        norm = engine.clip(self.parameters, settings.clip or math.inf)
+        over = settings.max_seconds is not None and self.seconds >= settings.max_seconds
+        flags = torch.tensor([float(bool(signalled())), float(over)], device=self.device)
+        loss, size, stop, over = engine.sum(
+            sum(s.loss.sum() for s in seen) / total, norm / engine.processes, *flags
+        )
+        self._watch(k, loss, 0.0 if engine.scales_gradients else size, x, self._intact)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.rate(k)
+            group["lr"] = settings.rate(k)
         self._updating = True
         self.optimizer.step()
-        self.ema.update()
+        self.averages.update()
+        self._observe(seen, rows, total)
         self._losses.append(loss)
-        self.step += 1
+        self.step, self._stop, self._over = k + 1, stop > 0, over > 0
         self._updating = False
 
-    def loss(self, z: Tensor, cond: Tensor | None) -> Tensor:
-        """The loss of a batch, in model units, at this step's times and noise."""
-        draw = Draw(self.settings.seed, self.step, torch.arange(len(z)), len(z))
-        return self.objective(self.model, z, cond, draw).loss.mean()
+    def _gradient(self, inputs: list[Tensor | None], draw: Draw, more: bool) -> StepLoss:
+        """Add the gradient of a part of the batch; processes exchange it with the last part."""
+        z, cond, augment = inputs
+        with self.engine.accumulating(self.wrapped) if more else nullcontext():
+            losses = StepLoss(*self.wrapped(z, cond, draw, augment))
+            self.engine.backward(losses.loss.sum() / draw.total)
+        return StepLoss(*(value.detach() for value in losses))
 
-    def log(self, bar: tqdm[Any]) -> None:
-        """Add a line to the history, the bar and the log file."""
+    def _batch(self, k: int) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None, slice, int]:
+        """This process's part of a step: x, cond, z in model units, labels, rows, size of the whole."""
+        settings = self.settings
+        x, cond, rows, total = self.source.batch(k, self.engine.share)
+        if rows.stop == rows.start:
+            raise ValueError(
+                f"batch_size={total} leaves one of {self.engine.processes} processes without a row: give at "
+                "least one a process"
+            )
+        names = torch.arange(rows.start, rows.stop)
+        x, labels = augmented(
+            settings.augment, convert(x, self.parameters[0]), step_seed(settings.seed, "augment", k), names
+        )
+        if cond is not None:
+            cond = torch.as_tensor(cond).to(self.device)
+            if settings.cond_dropout:
+                cond = drop(cond, settings.cond_dropout, Draw(settings.seed, k, names, total))
+        return x, cond, self.model.to_model(x).to(self.dtype), labels, rows, total
+
+    def _observe(self, seen: Sequence[StepLoss], rows: slice, total: int) -> None:
+        if not self.objective.learns:
+            return
+        t, statistic = (torch.cat([getattr(s, name) for s in seen]) for name in ("t", "statistic"))
+        self.objective.observe(self.engine.whole(t, rows, total), self.engine.whole(statistic, rows, total))
+
+    @contextmanager
+    def _compiled(self) -> Iterator[None]:
+        """Within this context the network's forward pass is compiled, where that was asked for."""
+        if not self.settings.compile:
+            yield
+            return
+        network: Any = self.trained.network
+        network.compile(dynamic=False)
+        try:
+            yield
+        finally:
+            network._compiled_call_impl = None
+
+    # -- averages, log, files --------------------------------------------------------------------------------
+
+    @contextmanager
+    def averaged(self) -> Iterator[DiffusionModel]:
+        """Within this context ``self.model`` holds the averaged weights, whole."""
+        with self.averages.averaged():
+            if self.model is not self.trained:
+                with torch.no_grad():
+                    for p, q in zip(self.model.parameters(), self.trained.parameters(), strict=True):
+                        p.copy_(full(q))
+            yield self.model
+
+    def _log(self, bar: tqdm[Any]) -> None:
+        """Add a line to the history, the bar, the log file and the trackers."""
         line = {"step": self.step, "loss": sum(self._losses) / len(self._losses), "val_loss": None}
         self._losses.clear()
         if self.validation is not None:
-            with self.ema.averaged():
+            with self.averaged() as model:
                 line["val_loss"] = self.validation.loss()
+                if line["val_loss"] < self.best:
+                    self.best = line["val_loss"]
+                    if self.folder is not None and self.engine.main:
+                        self.folder.save_best(model)
         line |= {"lr": self.settings.rate(self.step - 1), "seconds": round(self.seconds, 3)}
         self.history.append(line)
         shown = {"loss": f"{line['loss']:.4f}"} | (
             {} if line["val_loss"] is None else {"val": f"{line['val_loss']:.4f}"}
         )
         bar.set_postfix(shown)
-        if self.settings.out is not None:
-            text = io.StringIO()
-            writer = csv.DictWriter(text, list(line), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(self.history)
-            files.write_text(self.settings.out / "log.csv", text.getvalue())
+        if self.folder is not None and self.engine.main:
+            self.folder.write_log(self.history)
+        self.engine.track({k: v for k, v in line.items() if k != "step"}, self.step)
 
-    def save(self, config: dict[str, Any]) -> None:
-        """Write the checkpoint, where there is a folder for it."""
-        if self.settings.out is None:
+    @property
+    def _intact(self) -> str:
+        """What a message of failure says of the last checkpoint."""
+        latest = None if self.folder is None else self.folder.latest()
+        return "" if latest is None else f"; the checkpoint {latest} is intact"
+
+    def _snapshot(self, folder: RunFolder) -> None:
+        from sdediff.training.posthoc import save_snapshot
+
+        state = {name: full(value) for name, value in self.averages.state().items()}
+        if self.engine.main:
+            save_snapshot(folder.path, self.averages, self.step, state)
+
+    def _save(self, config: dict[str, Any], *, last: bool) -> None:
+        """Write the checkpoint, where there is a folder for it and none of this step yet."""
+        if self.folder is None or self._saved == self.step:
             return
-        Checkpoint(
-            step=self.step,
-            weights=dict(self.model.state_dict()),
-            average=self.ema.shadow,
-            optimizer=self.optimizer.state_dict(),
-            config=config,
-            updates=self.ema.updates,
-            seconds=self.seconds,
-            history=self.history,
-        ).save(self.settings.out / "checkpoint.safetensors")
+        optimizer = self.optimizer.state_dict()
+        optimizer["state"] = {
+            i: {k: full(v) if isinstance(v, Tensor) else v for k, v in state.items()}
+            for i, state in optimizer["state"].items()
+        }
+        parts = (self.trained.state_dict(), self.averages.state(), self.objective.state_dict())
+        whole = [{name: full(value) for name, value in part.items()} for part in parts]
+        progress = {
+            "updates": self.averages.updates,
+            "seconds": self.seconds,
+            "history": self.history,
+            "losses": self._losses,
+            "watch": self._watch.state,
+            "best": self.best if math.isfinite(self.best) else None,
+        }
+        if self.engine.main:
+            self.folder.save(Checkpoint(self.step, *whole, optimizer, config, progress), last=last)
+        self._saved = self.step
 
-    def restore(self, checkpoint: Checkpoint, config: dict[str, Any], path: Path) -> None:
-        """Continue from a checkpoint of the same run.
-
-        Raises:
-            ValueError: Naming what differs between the runs.
-        """
-        changed = differences(checkpoint.config, config)
-        if changed:
-            raise ValueError(
-                f"{path} is of another run, it differs in {'; '.join(changed)}: "
-                "resume with the same settings or choose another out="
-            )
-        load_weights(self.model, checkpoint.weights, str(path))
-        self.ema.load(checkpoint.average, checkpoint.updates)
-        load_optimizer(self.optimizer, checkpoint.optimizer)
-        self.step, self.seconds, self.history = checkpoint.step, checkpoint.seconds, checkpoint.history
-
-
-class Watch:
-    """Stops a run whose loss is not finite, or has grown beyond a hundred times where it began."""
-
-    SPAN, FACTOR = 20, 100.0
-
-    def __init__(self) -> None:
-        self._seen, self._mean, self._start = 0, 0.0, 0.0
-
-    def __call__(self, step: int, loss: float, size: float, x: Tensor) -> None:
-        """Look at step `step`'s loss and gradient norm, before the weights are changed by it."""
-        if not math.isfinite(loss + size):
-            bad = ~torch.isfinite(x).flatten(1).all(1)
-            if bool(bad.any()):
-                raise ValueError(
-                    f"step {step}: row {int(bad.nonzero()[0])} of the batch has NaN or infinite values: "
-                    "remove or fill them"
-                )
-            what = "loss" if not math.isfinite(loss) else "gradient"
-            raise RuntimeError(
-                f"training stopped at step {step}: the {what} is {loss if what == 'loss' else size}; "
-                "lower lr=, or look for huge values in the data"
-            )
-        self._seen += 1
-        weight = max(1 / self._seen, 1 / self.SPAN)
-        self._mean += weight * (loss - self._mean)
-        if self._seen == self.SPAN:
-            self._start = max(1.0, self._mean)
-        if self._seen > self.SPAN and self._mean > self.FACTOR * self._start:
-            raise RuntimeError(
-                f"training stopped at step {step}: the loss has grown from {self._start:.3g} "
-                f"to {self._mean:.3g} and diverges; lower lr="
-            )
+    def _restore(self, stored: Checkpoint) -> None:
+        """Continue from a checkpoint, whose weights the module has already."""
+        progress = stored.progress
+        self.averages.load(stored.averages, progress["updates"])
+        load_optimizer(self.optimizer, stored.optimizer)
+        self.step = self._saved = stored.step
+        self.seconds, self.history = progress["seconds"], progress["history"]
+        self._losses, self._watch.state = list(progress["losses"]), progress["watch"]
+        self.best = math.inf if progress["best"] is None else progress["best"]
 
 
-@contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Let Ctrl-C wait for the end of the step, so that no half-made update is saved; a second is obeyed."""
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    former, asked = signal.getsignal(signal.SIGINT), False
-    if former is not signal.default_int_handler:  # the caller has a use of its own for the signal
-        yield lambda: False
-        return
+def trainable(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters that are trained."""
+    return [p for p in module.parameters() if p.requires_grad]
 
-    def handler(number: int, frame: Any) -> None:
-        nonlocal asked
-        asked = True
-        signal.signal(signal.SIGINT, former)
 
-    signal.signal(signal.SIGINT, handler)
-    try:
-        yield lambda: asked
-    finally:
-        signal.signal(signal.SIGINT, former)
+def augmented(
+    augment: Callable[..., Any] | None, x: Tensor, seed: int, indices: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Augmented data and augmentation labels, None without; rows are named where the function takes names."""
+    if augment is None:
+        return x, None
+    indices = torch.arange(len(x)) if indices is None else indices
+    named = {"indices": indices.to(x.device)} if "indices" in inspect.signature(augment).parameters else {}
+    result = augment(x, seed, **named)
+    return result if isinstance(result, tuple) else (result, None)

@@ -8,6 +8,7 @@ from .densities import density_2d, log_prob_histogram, roc_curves, scatter_2d
 from .errors import Bins, binned_log_prob, calibration
 from .figures import COLOURS, save
 from .images import image_grid, trajectories
+from .training import losses, noise_levels, samples
 
 __all__ = [
     "COLOURS",
@@ -17,7 +18,10 @@ __all__ = [
     "density_2d",
     "image_grid",
     "log_prob_histogram",
+    "losses",
+    "noise_levels",
     "roc_curves",
+    "samples",
     "save",
     "scatter_2d",
     "trajectories",

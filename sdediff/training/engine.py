@@ -1,0 +1,176 @@
+"""What a training run needs of processes, devices and precision, on Hugging Face Accelerate.
+
+One process, several on a machine, several machines, sharded parameters and mixed precision differ here and
+nowhere else. A step's batch is the same whatever the number of processes: each takes its share of the rows.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+#: Precisions of the network's matrix products, as Accelerate names them.
+PRECISIONS = ("no", "bf16", "fp16")
+
+
+class Engine:
+    """One process's part of a run.
+
+    Args:
+        like: A parameter of the model. A single process trains where the model is; several train on the
+            devices that their launcher gave them.
+        precision: "no", "bf16" or "fp16"; None for what the launcher was told.
+        trackers: Names that Accelerate knows ("tensorboard", "wandb", ...) or tracker objects.
+        folder: Where trackers may write.
+        accelerator: An Accelerator of your own, used as it is.
+
+    Raises:
+        ValueError: For an unknown precision, or trackers beside an accelerator of your own.
+
+    Example:
+        >>> with Engine(torch.zeros(1)) as engine:
+        ...     engine.processes, engine.main, engine.share(10)
+        (1, True, slice(0, 10, None))
+    """
+
+    def __init__(
+        self,
+        like: Tensor,
+        precision: str | None = None,
+        trackers: Sequence[Any] = (),
+        folder: Path | None = None,
+        accelerator: Accelerator | None = None,
+    ) -> None:
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
+        from accelerate.utils import DistributedDataParallelKwargs
+
+        if precision not in (None, *PRECISIONS):
+            raise ValueError(f"precision={precision!r} is not known: give one of {', '.join(PRECISIONS)}")
+        if accelerator is not None and (precision is not None or trackers):
+            raise ValueError("an accelerator has a precision and trackers of its own: leave those out")
+        # Accelerate keeps one precision for the whole program; ours lasts as long as the run.
+        self._fresh = accelerator is None and not AcceleratorState._shared_state
+        alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+        self.accelerator = accelerator or Accelerator(
+            cpu=alone and like.device.type == "cpu",
+            device_placement=not alone,
+            mixed_precision=precision,
+            log_with=list(trackers) or None,
+            project_dir=folder,
+            # Buffers are the same everywhere by construction.
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+            step_scheduler_with_optimizer=False,
+        )
+        self.device = like.device if alone else self.accelerator.device
+        self.rank, self.processes = self.accelerator.process_index, self.accelerator.num_processes
+        self.main, self._tracking = self.accelerator.is_main_process, bool(trackers)
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        from accelerate.state import AcceleratorState
+
+        if self._tracking:
+            self.accelerator.end_training()
+        self.accelerator.free_memory()
+        if self._fresh:
+            AcceleratorState._reset_state()
+
+    # -- rows ------------------------------------------------------------------------------------------------
+
+    def share(self, total: int) -> slice:
+        """The rows of a batch of `total` that are this process's."""
+        return slice(total * self.rank // self.processes, total * (self.rank + 1) // self.processes)
+
+    def sum(self, *values: Tensor) -> list[float]:
+        """Scalars summed over all processes."""
+        stacked = torch.stack([value.detach().to(self.device, torch.float32) for value in values])
+        return self.accelerator.reduce(stacked, "sum").tolist()  # type: ignore[union-attr]
+
+    def whole(self, values: Tensor, rows: slice, total: int) -> Tensor:
+        """The whole batch's values, (total,), from each process's share of them."""
+        if self.processes == 1:
+            return values
+        mine = values.new_zeros(total)
+        mine[rows] = values
+        return self.accelerator.reduce(mine, "sum")  # type: ignore[return-value]
+
+    # -- modules and gradients -------------------------------------------------------------------------------
+
+    @property
+    def sharded(self) -> bool:
+        """Whether a process holds parts of the parameters only (FSDP)."""
+        return str(getattr(self.accelerator.distributed_type, "value", "")) == "FSDP"
+
+    def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
+        """The module and its optimiser, ready for this engine's processes and precision."""
+        return self.accelerator.prepare(module, optimizer)  # type: ignore[return-value]
+
+    def accumulating(self, module: nn.Module) -> AbstractContextManager[Any]:
+        """Within this context gradients are added up on each process alone."""
+        return self.accelerator.no_sync(module)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of a loss that is a sum over rows of the whole batch, of which these are some."""
+        self.accelerator.backward(loss * self.processes)  # processes' gradients are averaged
+
+    def clip(self, parameters: Iterable[nn.Parameter], norm: float) -> Tensor:
+        """Limit the gradient's norm, which is returned, ()."""
+        return full(torch.as_tensor(self.accelerator.clip_grad_norm_(parameters, norm)))
+
+    @property
+    def scales_gradients(self) -> bool:
+        """Whether steps with infinite gradients are expected and left out (float16)."""
+        return self.accelerator.scaler is not None
+
+    # -- the outside world -----------------------------------------------------------------------------------
+
+    def begin_tracking(self, name: str, config: Mapping[str, Any]) -> None:
+        """Open the trackers with the run's configuration."""
+        if self._tracking:
+            self.accelerator.init_trackers(name, dict(flatten(config)))
+
+    def track(self, values: Mapping[str, Any], step: int) -> None:
+        """Give a line of the log to the trackers."""
+        if self._tracking:
+            self.accelerator.log({k: v for k, v in values.items() if v is not None}, step=step)
+
+
+def full(value: Tensor) -> Tensor:
+    """The whole of a tensor of which a process may hold a part; every process must ask for it."""
+    return value.full_tensor() if hasattr(value, "full_tensor") else value
+
+
+def like_parameter(value: Tensor, parameter: Tensor) -> Tensor:
+    """A whole tensor, laid out over devices as the parameter is (a scalar as it is)."""
+    if not hasattr(parameter, "device_mesh") or value.shape != parameter.shape:
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Leaves of nested settings by dotted name, as trackers take them.
+
+    Example:
+        >>> dict(flatten({"a": {"b": 1}, "c": [2, 3]}))
+        {'a.b': 1, 'c': '[2, 3]'}
+    """
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{name}.")
+        else:
+            yield name, value if isinstance(value, (int, float, str, bool)) else str(value)
