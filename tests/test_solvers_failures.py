@@ -37,6 +37,8 @@ def flag(*values: bool) -> Tensor:
 def how(solver: solvers.Solver, steps: int = 6) -> dict[str, Any]:
     if not solver.adaptive:
         return {"steps": steps}
+    if solver.stochastic:  # strong order 1 costs a decade of steps for one of error
+        return dict.fromkeys(("rtol", "atol"), 3e-2)
     return dict.fromkeys(("rtol", "atol"), 1e-3 if solver.order < 3 else 1e-4)
 
 
@@ -253,15 +255,16 @@ def test_an_interrupted_model_keeps_its_mode(name: str, training: bool) -> None:
     )
 
 
-@pytest.mark.parametrize("error", (ValueError, RuntimeError, AssertionError, ZeroDivisionError))
 @every_solver
-def test_a_users_own_error_passes_through(name: str, error: type[Exception]) -> None:
-    def network(t: float | Tensor, x: Tensor) -> Tensor:
-        raise error("mine")
-
+def test_a_users_own_error_passes_through(name: str) -> None:
     solver = solvers.get(name)
-    with pytest.raises(error, match="mine"):
-        solve(SemiLinear(PROCESS, network, solver.default_eta), rows(1.0), solver=solver, **how(solver))
+    for error in (ValueError, RuntimeError, AssertionError, ZeroDivisionError):
+
+        def network(t: float | Tensor, x: Tensor, error: type[Exception] = error) -> Tensor:
+            raise error("mine")
+
+        with pytest.raises(error, match="mine"):
+            solve(SemiLinear(PROCESS, network, solver.default_eta), rows(1.0), solver=solver, **how(solver))
 
 
 # -- solvers of other packages ---------------------------------------------------------------------------
