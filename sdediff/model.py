@@ -105,6 +105,12 @@ class DiffusionModel(nn.Module):
             )
         if prior not in ("matched", "standard"):
             raise ValueError(f'prior={prior!r} is not known: take "matched" or "standard"')
+        needed = getattr(network, "needs_prediction", prediction)
+        if prediction != needed:
+            raise ValueError(
+                f"a {type(network).__name__} network needs prediction={needed!r} and was given "
+                f"prediction={prediction!r}: give the one it needs, or another network"
+            )
         self.network, self.process = network, process
         self.prediction, self.data_shape = check_prediction(prediction), tuple(int(n) for n in data_shape)
         self.prior, self.scale_mode = prior, units.check_mode(scale_mode, self.data_shape)
@@ -191,6 +197,9 @@ class DiffusionModel(nn.Module):
     def moments(self, value: Moments) -> None:
         for name in Moments.__dataclass_fields__:
             setattr(self, f"moment_{name}", getattr(value, name).to(self.shift.device))
+        take = getattr(self.network, "set_moments", None)  # as networks.Whitened has it
+        if callable(take):
+            take(value.mean, value.basis, value.variances, value.rest)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DiffusionModel:
         """Move or cast the network; units and moments stay float64 (on the host where a device has none)."""

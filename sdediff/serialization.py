@@ -125,14 +125,16 @@ def _build(described: Mapping[str, Any], registry: Mapping[str, Any], path: str,
 def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
     """Copy named tensors into a module's parameters and buffers, keeping values and dtypes exactly.
 
-    A buffer directly on `module` may have any shape, or be None so far (moments are learnt with the units);
-    all else must fit.
+    A buffer directly on `module`, or one that is None so far, may have any shape (moments are learnt with the
+    units); all else must fit.
 
     Raises:
         ValueError: Naming the tensors that are missing, left over or of another shape.
     """
     parameters = dict(module.named_parameters(remove_duplicate=False))
     own = set(module._buffers) - module._non_persistent_buffers_set
+    for path, part in module.named_modules():
+        own |= {f"{path}.{name}" for name, value in part._buffers.items() if path and value is None}
     expected = {name: value.shape for name, value in module.state_dict().items() if name not in own}
     missing = [n for n in expected if n not in tensors]
     extra = [n for n in tensors if n not in expected and n not in own]
@@ -151,11 +153,10 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], source: str) 
     if first is not None and parameters[first].dtype != tensors[first].dtype:
         module.to(tensors[first].dtype)  # takes along buffers that are not in the file
     device = torch.device("cpu") if first is None else parameters[first].device
-    for name in own:
-        module._buffers[name] = tensors[name].to(device) if name in tensors else None
-    for name in expected:
+    for name in own.union(expected):
         if name in parameters:
             parameters[name].data = tensors[name].to(device)
         else:
             owner, _, leaf = name.rpartition(".")
-            module.get_submodule(owner)._buffers[leaf] = tensors[name].to(device)
+            value = tensors[name].to(device) if name in tensors else None
+            module.get_submodule(owner)._buffers[leaf] = value

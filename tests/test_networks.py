@@ -164,6 +164,44 @@ def test_conditions_matter_and_stay_in_their_row(case: str) -> None:
     assert torch.equal(net(x, t, cond.to(torch.uint8)), y)
 
 
+@pytest.mark.parametrize("case", ["mlp-vector", "unet-odd"])
+@pytest.mark.parametrize("kind", ["cond_dim", "num_classes"])
+def test_a_condition_may_be_absent(case: str, kind: str) -> None:
+    net, x, t = build(case, optional_cond=True, **{kind: 3})
+    plain = build(case, **{kind: 3})[0]
+    plain.load_state_dict({n: v for n, v in net.state_dict().items() if n in plain.state_dict()})
+    if kind == "cond_dim":
+        cond, none = torch.randn(4, 3, dtype=torch.float64), torch.full((3,), math.nan).double()
+    else:
+        cond, none = torch.tensor([0, 1, 2, 1]), torch.tensor(-1)
+    y, absent = net(x, t, cond), net(x, t)
+    assert torch.equal(plain(x, t, cond), y)  # as without the option, where there is a condition
+    mixed = torch.where(torch.tensor([False, True, False, True]).view(4, *[1] * (cond.ndim - 1)), none, cond)
+    expected = torch.stack([y[0], absent[1], y[2], absent[3]])
+    assert torch.allclose(net(x, t, mixed), expected, rtol=1e-12, atol=1e-12)
+    assert (y - absent).flatten(1).abs().amax(1).min() > 1e-4
+    assert torch.allclose(net(x, t[1].expand(4))[1], absent[1], rtol=1e-12, atol=1e-12)
+    rows = vmap(lambda x, t, c: net(x[None], t[None], c[None])[0])(x, t, mixed)
+    assert torch.allclose(rows, expected, rtol=1e-12, atol=1e-12)
+    v = torch.ones_like(x)
+    tangent, pulled = jvp(lambda x: net(x, t, mixed), (x,), (v,))[1], vjp(lambda x: net(x, t, mixed), x)[1]
+    assert torch.allclose((tangent * v).sum(), (pulled(v)[0] * v).sum(), rtol=1e-10)
+    net(x, t, mixed).square().sum().backward()
+    assert all(p.grad.isfinite().all() and p.grad.any() for p in net.parameters())
+
+
+@pytest.mark.parametrize("case", ["mlp-vector", "unet-odd"])
+def test_augmentation_labels_matter_and_default_to_zeros(case: str) -> None:
+    net, x, t = build(case, augment_dim=3, num_classes=2, optional_cond=True)
+    labels, cond = torch.randn(4, 3, dtype=torch.float64), torch.tensor([0, 1, -1, 1])
+    assert torch.allclose(net(x, t, cond, 0 * labels), net(x, t, cond), rtol=1e-12, atol=1e-12)
+    y = net(x, t, augment=labels)
+    assert (y - net(x, t)).flatten(1).abs().amax(1).min() > 1e-4
+    rows = vmap(lambda x, t, a: net(x[None], t[None], augment=a[None])[0])(x, t, labels)
+    assert torch.allclose(rows, y, rtol=1e-12, atol=1e-12)
+    assert torch.allclose(net(x, t[1].expand(4), augment=labels)[1], y[1], rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("arguments", [{}, {"cond_dim": 2, "dropout": 0.25}, {"num_classes": 3}])
 @pytest.mark.parametrize("case", CASES)
 def test_config_rebuilds_the_network(case: str, arguments: dict[str, object]) -> None:
@@ -264,6 +302,8 @@ def test_modulation_starts_near_the_identity() -> None:
         (lambda: MLP(2, dropout=1.0), "dropout=1.0"),
         (lambda: MLP(2, cond_dim=-1), "cond_dim=-1"),
         (lambda: MLP(2, cond_dim=1, num_classes=2), "one kind of condition"),
+        (lambda: MLP(2, optional_cond=True), "optional_cond=True but no condition: give cond_dim"),
+        (lambda: MLP(2, augment_dim=-1), "augment_dim=-1"),
         (lambda: UNet(channels=0), "channels=0"),
         (lambda: UNet(dims=4), "dims=4: give 1 for signals"),
         (lambda: UNet(base=3), "base=3"),
@@ -286,6 +326,7 @@ def test_wrong_arguments_are_named(make, said: str) -> None:
 
 
 PLAIN, VECTOR, LABEL = MLP(3, hidden=8), MLP(3, hidden=8, cond_dim=2), MLP(3, hidden=8, num_classes=4)
+AUGMENTED, OPTIONAL = MLP(3, hidden=8, augment_dim=2), MLP(3, hidden=8, num_classes=4, optional_cond=True)
 IMAGE = UNet(channels=1, base=4)
 X, T, LABELS = torch.zeros(2, 3), torch.zeros(2), torch.tensor([0, 3])
 
@@ -312,6 +353,10 @@ X, T, LABELS = torch.zeros(2, 3), torch.zeros(2), torch.tensor([0, 3])
         (LABEL, (X, T, LABELS > 0), "torch.bool"),
         (LABEL, (X, T, LABELS + 1), r"class label outside 0\.\.3"),
         (LABEL, (X, T, LABELS - 1), r"class label outside 0\.\.3"),
+        (PLAIN, (X, T, None, torch.zeros(2, 4)), "drop it, or build the network with augment_dim=4"),
+        (AUGMENTED, (X, T, None, torch.zeros(2)), r"augment of shape \(2,\)"),
+        (AUGMENTED, (X, T, None, LABELS[:, None].expand(2, 2)), r"floating-point labels of shape \(2, 2\)"),
+        (OPTIONAL, (X, T, LABELS - 2), r"class label outside 0\.\.3, or -1 for none"),
         (IMAGE, (torch.zeros(2, 1, 4), T), r"give \(B, 1, H, W\)"),
         (IMAGE, (torch.zeros(2, 3, 4, 4), T), r"x of shape \(2, 3, 4, 4\)"),
         (IMAGE, (torch.zeros(2, 1, 0, 4), T), "no empty axis"),

@@ -7,8 +7,25 @@ from torch import nn
 from .embeddings import FourierFeatures, NoiseEmbedding
 from .mlp import MLP
 from .unet import UNet
+from .variance import WithVariance
+from .whitened import TableMLP, Whitened
 
-__all__ = ["MLP", "REGISTRY", "FourierFeatures", "NoiseEmbedding", "UNet"]
+__all__ = [
+    "MLP",
+    "REGISTRY",
+    "FourierFeatures",
+    "NoiseEmbedding",
+    "TableMLP",
+    "UNet",
+    "Whitened",
+    "WithVariance",
+]
 
 #: Network classes by name: ``REGISTRY[name](**net.config)`` rebuilds what a file names.
-REGISTRY: dict[str, type[nn.Module]] = {"MLP": MLP, "UNet": UNet}
+REGISTRY: dict[str, type[nn.Module]] = {
+    "MLP": MLP,
+    "TableMLP": TableMLP,
+    "UNet": UNet,
+    "Whitened": Whitened,
+    "WithVariance": WithVariance,
+}

@@ -1,7 +1,8 @@
 r"""What every network here shares: features of the noise level, conditioning, and checks of inputs.
 
-A network is called as ``net(x, t, cond=None)`` with unit-scale data ``x`` of shape (B, \*E), the noise level
-``t = log(sigma / alpha) / 4`` of shape (B,), and, if it was built for it, a condition per row.
+A network is called as ``net(x, t, cond=None, augment=None)`` with unit-scale data ``x`` of shape (B, \*E),
+the noise level ``t = log(sigma / alpha) / 4`` of shape (B,), and, if it was built for them, a condition and
+labels of an augmentation per row.
 """
 
 from __future__ import annotations
@@ -69,11 +70,12 @@ class FourierFeatures(nn.Module):
 class NoiseEmbedding(nn.Module):
     r"""Turn the noise level and the condition of each row into scales and shifts of a network's blocks.
 
-    .. math:: e = \mathrm{silu}(W_2\, \mathrm{silu}(W_1 \phi(t) + b_1 + C(cond)) + b_2), \qquad
+    .. math:: e = \mathrm{silu}(W_2\, \mathrm{silu}(W_1 \phi(t) + b_1 + C(cond) + L\, augment) + b_2), \qquad
         (scale_k, shift_k) = (1, 0) + A_k e
 
-    with :math:`\phi` the Fourier features of ``t`` and :math:`C` a matrix for vectors or a table for class
-    labels. One matrix product serves all blocks.
+    with :math:`\phi` the Fourier features of ``t``, :math:`C` a matrix for vectors or a table for class
+    labels, and :math:`L` a matrix. One matrix product serves all blocks. Where the condition is optional, a
+    learned vector takes the place of C(cond) in rows that have none.
 
     Args:
         widths: Width of each block to be modulated.
@@ -81,14 +83,20 @@ class NoiseEmbedding(nn.Module):
         dim: Width of the embedding ``e``.
         cond_dim: Length of a vector condition; 0 for none.
         num_classes: Number of class labels; 0 for none.
+        optional_cond: Whether rows may have no condition: ``cond=None`` for all of them, or the label -1 or a
+            vector of NaN for one.
+        augment_dim: Length of the augmentation labels, zeros for data as they are; 0 for none.
         owner: Name of the network, for error messages.
 
     Raises:
-        ValueError: If a size is out of its range, or ``cond_dim`` and ``num_classes`` are both given.
+        ValueError: If a size is out of its range, ``cond_dim`` and ``num_classes`` are both given, or there
+            is no condition that could be optional.
 
     References:
         Perez et al. (2018), arXiv:1709.07871, for scale and shift, whose gamma and beta they are; Nichol and
-        Dhariwal (2021), arXiv:2102.09672, for their use with noise levels.
+        Dhariwal (2021), arXiv:2102.09672, for their use with noise levels; Ho and Salimans (2022),
+        arXiv:2207.12598, for the learned absence of a condition; Karras et al. (2022), arXiv:2206.00364,
+        appendix F.2, for labels of augmentations.
 
     Example:
         >>> embed = NoiseEmbedding([8, 16], features=4, dim=32)
@@ -103,16 +111,29 @@ class NoiseEmbedding(nn.Module):
         dim: int,
         cond_dim: int = 0,
         num_classes: int = 0,
+        optional_cond: bool = False,
+        augment_dim: int = 0,
         owner: str = "NoiseEmbedding",
     ) -> None:
         super().__init__()
         self.owner = owner
         self.cond_dim = whole(owner, "cond_dim", cond_dim, 0)
         self.num_classes = whole(owner, "num_classes", num_classes, 0)
+        self.augment_dim = whole(owner, "augment_dim", augment_dim, 0)
+        self.config = {
+            "cond_dim": self.cond_dim,
+            "num_classes": self.num_classes,
+            "optional_cond": bool(optional_cond),
+            "augment_dim": self.augment_dim,
+        }
         if cond_dim and num_classes:
             raise ValueError(
                 f"{owner} was given cond_dim={cond_dim} and num_classes={num_classes} but takes one kind of "
                 "condition: set one of them to 0."
+            )
+        if optional_cond and not (cond_dim or num_classes):
+            raise ValueError(
+                f"{owner} was given optional_cond=True but no condition: give cond_dim or num_classes too."
             )
         self.features = FourierFeatures(features)
         self.time = nn.Linear(features, dim)
@@ -121,6 +142,10 @@ class NoiseEmbedding(nn.Module):
             self.cond = nn.Linear(self.cond_dim, dim, bias=False)
         elif num_classes:
             self.cond = nn.Embedding(self.num_classes, dim)
+        self.null = nn.Parameter(torch.zeros(dim)) if optional_cond else None
+        self.augment = nn.Linear(self.augment_dim, dim, bias=False) if augment_dim else None
+        if self.augment is not None:
+            nn.init.xavier_uniform_(self.augment.weight)  # as Karras et al. do for DDPM++
         self.hidden = nn.Linear(dim, dim)
         self.sizes = [size for width in widths for size in (width, width)]
         self.modulation = nn.Linear(dim, sum(self.sizes))
@@ -128,37 +153,56 @@ class NoiseEmbedding(nn.Module):
             parts = [torch.full((size,), 1.0 - i % 2) for i, size in enumerate(self.sizes)]
             self.modulation.bias.copy_(torch.cat(parts))
 
-    def forward(self, t: Tensor, cond: Tensor | None = None) -> list[tuple[Tensor, Tensor]]:
+    def forward(
+        self, t: Tensor, cond: Tensor | None = None, augment: Tensor | None = None
+    ) -> list[tuple[Tensor, Tensor]]:
         """Return (scale, shift) per block, each (B, width), or (1, width) where ``t`` is expanded."""
-        if cond is None and t.shape[0] > 1 and t.stride(0) == 0:
+        if cond is None and augment is None and t.shape[0] > 1 and t.stride(0) == 0:
             t = t[:1]  # as in sampling on a grid, where it saves an MLP a fifth of its time
         h = self.time(self.features(t))
         if cond is not None:
             h = h + self.embed_condition(cond, h.dtype)
+        elif self.null is not None:
+            h = h + self.null
+        if augment is not None:
+            assert self.augment is not None, "check_inputs comes first"
+            h = h + self.augment(augment.to(h.dtype))
         h = F.silu(self.hidden(F.silu(h)))
         parts = self.modulation(h).split(self.sizes, dim=-1)
         return list(zip(parts[::2], parts[1::2], strict=True))
 
     def embed_condition(self, cond: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the condition's part of the embedding, (B, dim)."""
+        if self.null is None:
+            return self.look_up(cond, dtype)
+        cond = cond if self.cond_dim else cond.long().unsqueeze(-1)
+        absent = (cond.isnan() if self.cond_dim else cond == -1).all(dim=-1, keepdim=True)
+        present = cond.masked_fill(absent, 0)  # zeros are not used, but keep derivatives finite
+        known = self.look_up(present if self.cond_dim else present.squeeze(-1), dtype)
+        return torch.where(absent, self.null.to(dtype), known)
+
+    def look_up(self, cond: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return ``C(cond)``, (B, dim)."""
         assert self.cond is not None, "check_inputs comes first"
         if self.cond_dim:
             return self.cond(cond.to(dtype))
         try:
             return self.cond(cond.long())
         except IndexError:  # from the look-up itself: valid labels are never read back to be compared
+            none = ", or -1 for none" if self.null is not None else ""
             raise ValueError(
-                f"{self.owner} was given a class label outside 0..{self.num_classes - 1}: "
+                f"{self.owner} was given a class label outside 0..{self.num_classes - 1}{none}: "
                 "renumber the labels or build the network with more num_classes."
             ) from None
 
-    def check_inputs(self, x: Tensor, t: Tensor, cond: Tensor | None) -> None:
-        r"""Raise a one-sentence error where ``x``, ``t`` and ``cond`` do not fit together or this network.
+    def check_inputs(self, x: Tensor, t: Tensor, cond: Tensor | None, augment: Tensor | None = None) -> None:
+        r"""Raise a one-sentence error where inputs do not fit together or this network.
 
         Args:
             x: Data, (B, \*E), of the dtype of the weights.
             t: Noise level, (B,), floating point.
             cond: None, or (B, cond_dim) floating point, or (B,) integer labels, as the network was built.
+            augment: None, or (B, augment_dim) floating point, if the network was built for it.
 
         Raises:
             ValueError: On the first mismatch.
@@ -173,8 +217,10 @@ class NoiseEmbedding(nn.Module):
                 f"{name} was given t of shape {tuple(t.shape)} and {t.dtype} with {rows} rows of x: "
                 f"give floating-point noise levels of shape ({rows},)."
             )
+        if augment is not None:
+            self.check_augment(augment, rows)
         if cond is None:
-            if self.cond is not None:
+            if self.cond is not None and self.null is None:
                 raise ValueError(
                     f"{name} was built for a condition but given none: pass {self.wanted(rows)}."
                 )
@@ -190,6 +236,19 @@ class NoiseEmbedding(nn.Module):
             raise ValueError(
                 f"{name} was given cond of shape {tuple(cond.shape)} and {cond.dtype}: "
                 f"pass {self.wanted(rows)}."
+            )
+
+    def check_augment(self, augment: Tensor, rows: int) -> None:
+        """Raise a one-sentence error where labels of an augmentation do not fit."""
+        if self.augment is None:
+            raise ValueError(
+                f"{self.owner} was built without augment_dim but given augment of shape "
+                f"{tuple(augment.shape)}: drop it, or build the network with augment_dim={augment.shape[-1]}."
+            )
+        if augment.shape != (rows, self.augment_dim) or not augment.is_floating_point():
+            raise ValueError(
+                f"{self.owner} was given augment of shape {tuple(augment.shape)} and {augment.dtype}: "
+                f"give floating-point labels of shape ({rows}, {self.augment_dim})."
             )
 
     def wanted(self, rows: int) -> str:

@@ -32,9 +32,11 @@ class MLP(nn.Module):
         num_classes: Number of class labels; 0 for none.
         dropout: Probability in [0, 1) of dropping a hidden value of a block while training.
         time_dim: Number of Fourier features of the noise level and width of its embedding, even.
+        optional_cond: Whether rows may have no condition: ``cond=None`` for all, label -1 or NaN for one.
+        augment_dim: Length of the labels of an augmentation; 0 for none.
 
     Raises:
-        ValueError: If an argument is out of its range, or ``cond_dim`` and ``num_classes`` are both given.
+        ValueError: If an argument is out of its range, or conditions do not go together.
 
     References:
         He et al. (2016), arXiv:1603.05027, for the sum without an activation after it; Perez et al. (2018),
@@ -55,20 +57,21 @@ class MLP(nn.Module):
         num_classes: int = 0,
         dropout: float = 0.0,
         time_dim: int = 128,
+        optional_cond: bool = False,
+        augment_dim: int = 0,
     ) -> None:
         super().__init__()
         self.config = {
             "dim": whole("MLP", "dim", dim, 1),
             "hidden": whole("MLP", "hidden", hidden, 1),
             "blocks": whole("MLP", "blocks", blocks, 1),
-            "cond_dim": whole("MLP", "cond_dim", cond_dim, 0),
-            "num_classes": whole("MLP", "num_classes", num_classes, 0),
             "dropout": fraction("MLP", "dropout", dropout),
             "time_dim": whole("MLP", "time_dim", time_dim, 2),
         }
         self.dim, self.dropout = dim, dropout
-        widths = [hidden] * blocks
-        self.embedding = NoiseEmbedding(widths, time_dim, time_dim, cond_dim, num_classes, owner="MLP")
+        conditions = (cond_dim, num_classes, optional_cond, augment_dim)
+        self.embedding = NoiseEmbedding([hidden] * blocks, time_dim, time_dim, *conditions, owner="MLP")
+        self.config |= self.embedding.config
         self.input = nn.Linear(dim, hidden)
         self.first = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(blocks))
         self.second = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(blocks))
@@ -81,13 +84,16 @@ class MLP(nn.Module):
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, cond: Tensor | None = None, augment: Tensor | None = None
+    ) -> Tensor:
         r"""Return the network's output, shaped like ``x``.
 
         Args:
             x: Unit-scale data, (B, \*E) with E of total size ``dim``.
             t: Noise level ``log(sigma / alpha) / 4``, (B,).
             cond: None, (B, cond_dim) floating point, or (B,) integer labels, as built.
+            augment: None, or labels of an augmentation, (B, augment_dim).
 
         Returns:
             Output, (B, \*E).
@@ -100,9 +106,9 @@ class MLP(nn.Module):
                 f"MLP(dim={self.dim}) was given x of shape {tuple(x.shape)}: "
                 f"give (B, *E) with E of total size {self.dim}."
             )
-        self.embedding.check_inputs(x, t, cond)
+        self.embedding.check_inputs(x, t, cond, augment)
         h = self.input(x.reshape(x.shape[0], self.dim))
-        modulations = self.embedding(t, cond)
+        modulations = self.embedding(t, cond, augment)
         for first, second, (scale, shift) in zip(self.first, self.second, modulations, strict=True):
             update = F.silu(torch.addcmul(shift, scale, first(h)))
             if self.dropout and self.training:

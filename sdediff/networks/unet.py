@@ -39,9 +39,11 @@ class UNet(nn.Module):
         dropout: Probability in [0, 1) of dropping a hidden value of a block while training.
         cond_dim: Length of the vector condition of each row; 0 for none.
         num_classes: Number of class labels; 0 for none.
+        optional_cond: Whether rows may have no condition: ``cond=None`` for all, label -1 or NaN for one.
+        augment_dim: Length of the labels of an augmentation; 0 for none.
 
     Raises:
-        ValueError: If an argument is out of its range, or ``cond_dim`` and ``num_classes`` are both given.
+        ValueError: If an argument is out of its range, or conditions do not go together.
 
     References:
         Ronneberger et al. (2015), arXiv:1505.04597; Ho et al. (2020), arXiv:2006.11239, appendix B; Song et
@@ -65,6 +67,8 @@ class UNet(nn.Module):
         dropout: float = 0.0,
         cond_dim: int = 0,
         num_classes: int = 0,
+        optional_cond: bool = False,
+        augment_dim: int = 0,
     ) -> None:
         super().__init__()
         self.config = check_arguments(channels, dims, base, multipliers, blocks, attention, groups, dropout)
@@ -97,16 +101,20 @@ class UNet(nn.Module):
         self.norm = group_norm(base * multipliers[0], groups)
         self.output = zeroed(convolution(dims, base * multipliers[0], channels))
         modulated = [part.width for part in (*self.down, *self.middle, *self.up) if isinstance(part, Block)]
-        self.embedding = NoiseEmbedding(modulated, 2 * base, 4 * base, cond_dim, num_classes, owner="UNet")
-        self.config |= {"cond_dim": self.embedding.cond_dim, "num_classes": self.embedding.num_classes}
+        conditions = (cond_dim, num_classes, optional_cond, augment_dim)
+        self.embedding = NoiseEmbedding(modulated, 2 * base, 4 * base, *conditions, owner="UNet")
+        self.config |= self.embedding.config
 
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, cond: Tensor | None = None, augment: Tensor | None = None
+    ) -> Tensor:
         r"""Return the network's output, shaped like ``x``.
 
         Args:
             x: Unit-scale data, (B, channels, \*size) with ``dims`` axes of any size.
             t: Noise level ``log(sigma / alpha) / 4``, (B,).
             cond: None, (B, cond_dim) floating point, or (B,) integer labels, as built.
+            augment: None, or labels of an augmentation, (B, augment_dim).
 
         Returns:
             Output, (B, channels, \*size).
@@ -119,8 +127,8 @@ class UNet(nn.Module):
                 f"UNet(channels={self.channels}, dims={self.dims}) was given x of shape {tuple(x.shape)}: "
                 f"give (B, {self.channels}, {AXES[self.dims]}) with no empty axis."
             )
-        self.embedding.check_inputs(x, t, cond)
-        modulations = iter(self.embedding(t, cond))
+        self.embedding.check_inputs(x, t, cond, augment)
+        modulations = iter(self.embedding(t, cond, augment))
         h = self.stem(x)
         skips = [h]
         for part in self.down:
