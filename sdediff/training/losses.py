@@ -1,101 +1,74 @@
-r"""The denoising score-matching loss: a weighting, a distribution of times, and where the times are drawn.
-
-.. math:: L = E_{t\sim times}\; w(t)\, E_{z_0,\epsilon}\, \tfrac1d\,|F(z_t, t) - F^*|^2, \qquad z_t = \alpha
-z_0 + \sigma\epsilon
-
-(Vincent 2011; Song et al. 2021, arXiv 2011.13456, Eq. 7.)
-"""
+"""Losses by name."""
 
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-import torch
-from torch import Tensor
-
-from sdediff.processes import GaussianProcess
-from sdediff.training.objective import DenoisingObjective, Objective
-from sdediff.training.times import LogNormal, Times, UniformLogSNR, UniformTime, stratified
+from sdediff.training.adaptive import Adaptive
+from sdediff.training.bound import VariationalBound
+from sdediff.training.denoising import DenoisingLoss
+from sdediff.training.objective import Objective
+from sdediff.training.stf import StableTargets
+from sdediff.training.times import LogitNormal, LogNormal, UniformLogSNR, UniformTime
+from sdediff.training.uncertainty import LearnedUncertainty
 from sdediff.training.weightings import (
+    P2,
     X0,
     Balanced,
     Eps,
     Karras,
     Likelihood,
+    MinSNR,
     Native,
-    Weighting,
-    network_weight,
+    Score,
+    Sigmoid,
+    TruncatedSNR,
 )
 
 if TYPE_CHECKING:
     from sdediff.model import DiffusionModel
 
+__all__ = ["LOSSES", "DenoisingLoss", "Loss", "get_loss"]
 
-_NATIVE, _UNIFORM = Native(), UniformTime()
 
-
-@dataclass(frozen=True)
-class DenoisingLoss:
-    """A denoising loss.
-
-    Args:
-        weighting: Weight of the errors over time; an object of :mod:`sdediff.training.weightings` or any
-            function (process, t) giving the weight on the squared error of the noise estimate.
-        times: The distribution the loss is an average over.
-        proposal: The distribution times are drawn from; the ratio of densities is divided out, so it changes
-            the variance of the gradient and not its mean. `times` itself when left out.
-
-    Example:
-        >>> from sdediff.processes import VE
-        >>> loss = DenoisingLoss(Likelihood(), UniformTime(), proposal=UniformLogSNR())
-        >>> t, importance = loss.draw(VE(), stratified(0.5, 4))
-        >>> importance  # VE's time is log-SNR already
-        tensor([1., 1., 1., 1.], dtype=torch.float64)
-    """
-
-    weighting: Weighting | Native | Balanced = _NATIVE
-    times: Times = _UNIFORM
-    proposal: Times | None = None
-
-    def draw(self, process: GaussianProcess, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Times of the proposal for uniform numbers u, and importance weights; both float64, of u's shape."""
-        t = (self.proposal or self.times).sample(u, process)
-        return t, self.importance(process, t, self.proposal or self.times)
-
-    def importance(self, process: GaussianProcess, t: Tensor, proposal: Times) -> Tensor:
-        """Density of `times` over that of `proposal` at t."""
-        if proposal == self.times:
-            return torch.ones_like(t)
-        return self.times.density(t, process) / proposal.density(t, process)
+class Loss(Protocol):
+    """What ``fit(loss=...)`` takes besides a name: a frozen description with an objective."""
 
     def objective(self, model: DiffusionModel) -> Objective:
         """What a run carries along."""
-        return DenoisingObjective(self, model)
 
-    def mean_weight(self, model: DiffusionModel, nodes: int = 4096) -> float:
-        """Mean over `times` of the weight on the network's squared error, by midpoint quadrature."""
-        t, importance = self.draw(model.process, stratified(0.5 / nodes, nodes))
-        return float((importance * network_weight(self.weighting, model, t)).mean())
 
+_BALANCED = DenoisingLoss(Balanced(), LogNormal(mean=-1.0, std=2.0))
 
 #: Losses by name, for ``fit(loss=...)``. "balanced" is the default because every noise level gets its share
 #: of the steps: after equal numbers of them its score was nearest to the exact one on a ring of Gaussians
-#: (all losses compared), and its noise estimate the best on held-out digits (against "native", "edm",
-#: "likelihood"), for "eps" and "edm" predictions, VP. "native", "eps" and "x0" average over uniform time, as
-#: the textbooks do.
-LOSSES: dict[str, DenoisingLoss] = {
-    "balanced": DenoisingLoss(Balanced(), LogNormal(mean=-1.0, std=2.0)),
+#: (against "native", "eps", "x0", "edm", "likelihood"), and its noise estimate the best on held-out digits
+#: (against "native", "edm", "likelihood"), for "eps" and "edm" predictions, VP. Those of uniform time are as
+#: the textbooks have them. One weight has several names: "snr" is its name on the denoiser's error.
+LOSSES: dict[str, Loss] = {
+    "balanced": _BALANCED,
     "native": DenoisingLoss(Native(), UniformTime()),
     "eps": DenoisingLoss(Eps(), UniformTime()),
     "x0": DenoisingLoss(X0(), UniformTime()),
-    "likelihood": DenoisingLoss(Likelihood(), UniformTime(), proposal=UniformLogSNR()),
+    "score": DenoisingLoss(Score(), UniformTime()),
+    "snr": DenoisingLoss(Eps(), UniformTime()),
+    "truncated-snr": DenoisingLoss(TruncatedSNR(), UniformTime()),
+    "min-snr": DenoisingLoss(MinSNR(), UniformTime()),
+    "p2": DenoisingLoss(P2(), UniformTime()),
+    "sigmoid": DenoisingLoss(Sigmoid(), UniformLogSNR()),
     "edm": DenoisingLoss(Karras(), LogNormal()),
+    "flow": DenoisingLoss(Native(), LogitNormal()),
+    "uncertainty": LearnedUncertainty(),
+    "likelihood": DenoisingLoss(Likelihood(), UniformTime(), proposal=UniformLogSNR()),
+    "likelihood-adaptive": DenoisingLoss(Likelihood(), UniformTime(), proposal=Adaptive()),
+    "vlb": VariationalBound(),
+    "adaptive": DenoisingLoss(_BALANCED.weighting, _BALANCED.times, proposal=Adaptive()),
+    "stable-targets": DenoisingLoss(_BALANCED.weighting, _BALANCED.times, targets=StableTargets()),
 }
 
 
-def get_loss(loss: str | DenoisingLoss) -> DenoisingLoss:
+def get_loss(loss: str | Loss) -> Loss:
     """The loss of a name, or the loss itself.
 
     Raises:
@@ -105,7 +78,7 @@ def get_loss(loss: str | DenoisingLoss) -> DenoisingLoss:
         >>> get_loss("edm").times
         LogNormal(mean=-0.5, std=1.2)
     """
-    if isinstance(loss, DenoisingLoss):
+    if not isinstance(loss, str) and hasattr(loss, "objective"):
         return loss
     if loss not in LOSSES:
         near = difflib.get_close_matches(str(loss), LOSSES, n=1, cutoff=0.0)[0]

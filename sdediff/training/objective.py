@@ -7,21 +7,30 @@ checkpointed and moved with everything else.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from sdediff.training.adaptive import Adaptive, AdaptiveTimes
 from sdediff.training.sources import NOISE, TIMES
-from sdediff.training.times import UniformLogSNR, stratified
+from sdediff.training.times import Times, UniformLogSNR, stratified
 from sdediff.training.weightings import network_weight
 from solvers import noise
 from solvers.problems import expand
 
 if TYPE_CHECKING:
     from sdediff.model import DiffusionModel
-    from sdediff.training.losses import DenoisingLoss
+    from sdediff.training.denoising import DenoisingLoss
+
+#: Stream of solvers.noise of times drawn independently.
+INDEPENDENT = 111
+
+#: ``(z, eps, lam, cond, augment) -> (z, eps)``: data and noise of whose targets the network learns.
+Targets = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -44,8 +53,13 @@ class Draw:
     rows: Tensor
     total: int
 
-    def uniform(self) -> Tensor:
-        """Numbers in [0, 1), float64, (B,): one in every interval of length 1/total over the whole batch."""
+    def uniform(self, low_discrepancy: bool = True) -> Tensor:
+        """Numbers in [0, 1), float64, (B,): one in every interval of length 1/total over the whole batch.
+
+        Without low discrepancy they are independent.
+        """
+        if not low_discrepancy:
+            return noise.uniform(self.seed, self.rows, INDEPENDENT, self.step, (), torch.float64)
         u = noise.uniform(self.seed, torch.zeros(1, dtype=torch.long), TIMES, self.step, (), torch.float64)
         return stratified(u, self.total)[self.rows]
 
@@ -58,10 +72,14 @@ class StepLoss(NamedTuple):
     statistic: Tensor
 
 
-class Objective(Protocol):
-    """A loss during a run; an ``nn.Module``, so parameters are trained and buffers checkpointed."""
+class Objective(nn.Module, ABC):
+    """A loss during a run: parameters are trained with the model's, buffers are checkpointed."""
 
-    def __call__(
+    #: Whether `observe` does anything: the whole batch's values are gathered for it after every step.
+    learns: bool = False
+
+    @abstractmethod
+    def forward(
         self,
         model: DiffusionModel,
         z: Tensor,
@@ -71,6 +89,7 @@ class Objective(Protocol):
     ) -> StepLoss:
         """Losses of data z in model units, (B, *data_shape), at this draw's times and noise."""
 
+    @abstractmethod
     def at(
         self,
         model: DiffusionModel,
@@ -82,6 +101,7 @@ class Objective(Protocol):
     ) -> Tensor:
         """Losses (B,) at given times (B,) and noise, without importance weights."""
 
+    @abstractmethod
     def validation_times(self, u: Tensor, model: DiffusionModel) -> tuple[Tensor, Tensor]:
         """Times for uniform numbers u in [0, 1) that cover every noise level, and importance weights."""
 
@@ -89,8 +109,10 @@ class Objective(Protocol):
         """Learn from the whole batch's `t` and `statistic` after a step; alike on every process."""
 
 
-class DenoisingObjective(nn.Module):
+class DenoisingObjective(Objective):
     """The run-time half of :class:`~sdediff.training.DenoisingLoss`.
+
+    Subclasses change what is made of the weighted errors (:meth:`combine`).
 
     Args:
         loss: The loss.
@@ -101,6 +123,11 @@ class DenoisingObjective(nn.Module):
         super().__init__()
         self.description = loss
         self.scale = loss.mean_weight(model)
+        proposal = loss.proposal or loss.times
+        self.learns = isinstance(proposal, Adaptive)
+        self.proposal: Times = (
+            AdaptiveTimes(proposal, model.process) if isinstance(proposal, Adaptive) else proposal
+        )
         self._noise: noise.Noise | None = None
 
     def forward(
@@ -112,10 +139,15 @@ class DenoisingObjective(nn.Module):
         augment: Tensor | None = None,
     ) -> StepLoss:
         """Losses of a batch at this draw's times and noise."""
-        t, importance = self.description.draw(model.process, draw.uniform())
+        loss, process = self.description, model.process
+        t = self.proposal.sample(draw.uniform(loss.low_discrepancy), process)
         t = t.to(z.device, wide(z.device))
-        loss = self.at(model, z, self.noise(draw, z), t, cond, augment)
-        return StepLoss(importance.to(z.device, wide(z.device)) * loss, t, loss.detach())
+        importance, eps = loss.importance(process, t, self.proposal), self.noise(draw, z)
+        target = None if loss.targets is None else loss.targets(z, eps, process.lam(t), cond, augment)
+        error = squared_error(model, z, eps, t, cond, augment, target)
+        weight = self.weight(model, t)
+        value = self.combine(model, weight * error, importance, z, eps, t)
+        return StepLoss(value, t, self.statistic(model, weight, error, t))
 
     def at(
         self,
@@ -127,8 +159,25 @@ class DenoisingObjective(nn.Module):
         augment: Tensor | None = None,
     ) -> Tensor:
         """Losses (B,) at given times and noise."""
-        weight = network_weight(self.description.weighting, model, t) / self.scale
-        return weight * squared_error(model, z, eps, t, cond, augment)
+        error = squared_error(model, z, eps, t, cond, augment)
+        return self.combine(model, self.weight(model, t) * error, torch.ones_like(t), z, eps, t)
+
+    def weight(self, model: DiffusionModel, t: Tensor) -> Tensor:
+        """Weight on the network's squared error, of mean 1."""
+        return network_weight(self.description.weighting, model, t) / self.scale
+
+    def combine(
+        self, model: DiffusionModel, errors: Tensor, importance: Tensor, z: Tensor, eps: Tensor, t: Tensor
+    ) -> Tensor:
+        """Losses from weighted errors, all (B,)."""
+        return importance * errors
+
+    def statistic(self, model: DiffusionModel, weight: Tensor, error: Tensor, t: Tensor) -> Tensor:
+        """What adaptive times learn from: the gradient's norm at the network's output, per unit of lam."""
+        if not self.learns:
+            return error.detach()
+        process = model.process
+        return weight * error.detach().sqrt() * self.description.times.density(t, process) / -process.d_lam(t)
 
     def validation_times(self, u: Tensor, model: DiffusionModel) -> tuple[Tensor, Tensor]:
         """Times uniform in lam."""
@@ -136,7 +185,9 @@ class DenoisingObjective(nn.Module):
         return t, self.description.importance(model.process, t, UniformLogSNR())
 
     def observe(self, t: Tensor, statistic: Tensor) -> None:
-        """A plain loss learns nothing."""
+        """Adaptive times learn from a step; others do not."""
+        if isinstance(self.proposal, AdaptiveTimes):
+            self.proposal.observe(t, statistic)
 
     def noise(self, draw: Draw, z: Tensor) -> Tensor:
         """The standard normal noise of a draw, like z."""
@@ -154,6 +205,7 @@ def squared_error(
     t: Tensor,
     cond: Tensor | None = None,
     augment: Tensor | None = None,
+    target: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """The network's squared error, averaged over the elements of a sample.
 
@@ -164,13 +216,15 @@ def squared_error(
         t: Times, (B,), float64 (schedules in float32 lose digits near their ends).
         cond: Condition, (B, ...).
         augment: Augmentation labels, (B, augment_dim).
+        target: Data and noise of whose target the network should return, both (B, *E), where they are not
+            those that were mixed.
 
     Returns:
         (B,), of z_0's dtype; differentiable in the network's parameters.
     """
     alpha, sigma = (expand(c.to(z_0.dtype), z_0) for c in (model.process.alpha(t), model.process.sigma(t)))
     output = model(alpha * z_0 + sigma * eps, t, cond, augment)
-    return (output - model.target(z_0, eps, t)).square().flatten(1).mean(1)
+    return (output - model.target(*(target or (z_0, eps)), t)).square().flatten(1).mean(1)
 
 
 def wide(device: torch.device) -> torch.dtype:

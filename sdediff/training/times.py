@@ -8,7 +8,9 @@ divided out.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -123,3 +125,169 @@ class LogNormal:
         z = (-process.lam(t).double() - self.mean) / self.std
         normal = torch.exp(-0.5 * z**2) / (self.std * math.sqrt(2 * math.pi))
         return (normal / (high - low) * -process.d_lam(t).double()).to(t.dtype)
+
+
+@dataclass(frozen=True)
+class LogitNormal:
+    r"""Logit-normal in the time's place on its interval.
+
+    .. math:: \ln\frac{r}{1-r} \sim N(m, s^2), \qquad r = \frac{t - t_{min}}{t_{max} - t_{min}}
+
+    For a rectified flow on all of (0, 1) the logit of t is :math:`-\lambda`: there this is
+    ``LogNormal(mean, std)``.
+
+    Args:
+        mean: m; negative values favour data, positive ones noise.
+        std: s.
+
+    Source: Esser et al. 2024, arXiv 2403.03206, Eq. 19.
+
+    Example:
+        >>> from sdediff.processes import RectifiedFlow
+        >>> u = torch.tensor([0.5], dtype=torch.float64)
+        >>> LogitNormal().sample(u, RectifiedFlow()).round(decimals=6)
+        tensor([0.5000], dtype=torch.float64)
+    """
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    def sample(self, u: Tensor, process: GaussianProcess) -> Tensor:
+        """Times for uniform numbers."""
+        r = torch.sigmoid(self.mean + self.std * torch.special.ndtri(u.double()))
+        return _clamp(process.t_min + r * (process.t_max - process.t_min), process)
+
+    def density(self, t: Tensor, process: GaussianProcess) -> Tensor:
+        """Density per unit time."""
+        width = process.t_max - process.t_min
+        r = (t.double() - process.t_min) / width
+        z = (torch.logit(r) - self.mean) / self.std
+        normal = torch.exp(-0.5 * z**2) / (self.std * math.sqrt(2 * math.pi))
+        inside = (r > 0) & (r < 1)
+        return torch.where(inside, normal / (r * (1 - r) * width), 0.0).to(t.dtype)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Several distributions, each with its share of the uniform numbers, and so each stratified in a batch.
+
+    Args:
+        parts: The distributions.
+        shares: Their shares, positive, of any sum; equal ones when left out.
+
+    Raises:
+        ValueError: If there is no part, or the shares are not one positive number a part.
+
+    Example:
+        >>> from sdediff.processes import VE
+        >>> times = Mixture((UniformTime(), LogNormal()), (1.0, 3.0))
+        >>> t = times.sample(stratified(0.5, 4), VE())
+        >>> float(t[2]) == float(UniformTime().sample(torch.tensor(0.5), VE()))
+        True
+    """
+
+    parts: tuple[Times, ...]
+    shares: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        shares = self.shares or (1.0,) * len(self.parts)
+        if not self.parts or len(shares) != len(self.parts) or not all(share > 0 for share in shares):
+            raise ValueError(
+                f"shares={self.shares} for {len(self.parts)} distributions: give at least one distribution "
+                "and a positive share for each"
+            )
+        object.__setattr__(self, "shares", tuple(share / sum(shares) for share in shares))
+
+    def sample(self, u: Tensor, process: GaussianProcess) -> Tensor:
+        """Times for uniform numbers."""
+        u, low, t = u.double(), 0.0, torch.empty_like(u, dtype=torch.float64)
+        for i, (part, share) in enumerate(zip(self.parts, self.shares, strict=True)):
+            last = i == len(self.parts) - 1
+            here = (u >= low) & ((u < low + share) | last)
+            t[here] = part.sample(((u[here] - low) / share).clamp(0, 1), process)
+            low += share
+        return t
+
+    def density(self, t: Tensor, process: GaussianProcess) -> Tensor:
+        """Density per unit time."""
+        parts = zip(self.parts, self.shares, strict=True)
+        return torch.stack([share * part.density(t, process) for part, share in parts]).sum(0)
+
+
+class Cells:
+    r"""Cells of equal width in :math:`\lambda` between a process's ends, and distributions uniform in each.
+
+    Args:
+        process: The process.
+        count: Number of cells; the first has the least noise.
+    """
+
+    def __init__(self, process: GaussianProcess, count: int) -> None:
+        self.process, self.count = process, count
+        self.high, self.low = float(process.lam(process.t_min)), float(process.lam(process.t_max))
+        self.width = (self.high - self.low) / count
+
+    def sample(self, u: Tensor, mass: Tensor) -> Tensor:
+        """Times for uniform numbers u where the cells have these masses, (count,) of sum 1."""
+        above = mass.cumsum(0)
+        above = above / above[-1]
+        cell = torch.searchsorted(above, u.double(), right=True).clamp(max=self.count - 1)
+        place = (1 - (above[cell] - u.double()) / mass[cell]).clamp(0, 1)
+        return _clamp(self.process.time(self.high - (cell + place) * self.width), self.process)
+
+    def density(self, t: Tensor, mass: Tensor) -> Tensor:
+        """Density per unit time at t."""
+        return (mass[self.index(t)] / self.width * -self.process.d_lam(t).double()).to(t.dtype)
+
+    def index(self, t: Tensor) -> Tensor:
+        """Numbers of the cells that times lie in."""
+        place = (self.high - self.process.lam(t.double())) / self.width
+        return place.long().clamp(0, self.count - 1)
+
+
+@dataclass(frozen=True)
+class Tabulated:
+    """Any density of times, drawn by the inverse of its tabulated distribution function.
+
+    Args:
+        function: ``(process, t) -> density`` per unit time, not normalised, of t's shape.
+        cells: Cells in lam of the table; within a cell the distribution is uniform in lam.
+
+    Example:
+        >>> from sdediff.processes import RectifiedFlow
+        >>> def cosmap(process, t):  # Esser et al. 2024, arXiv 2403.03206, section 3.1
+        ...     return 2 / (torch.pi - 2 * torch.pi * t + 2 * torch.pi * t**2)
+        >>> t = torch.tensor([0.5], dtype=torch.float64)
+        >>> Tabulated(cosmap).density(t, RectifiedFlow()).round(decimals=2)
+        tensor([1.2700], dtype=torch.float64)
+    """
+
+    function: Callable[[GaussianProcess, Tensor], Tensor]
+    cells: int = 4096
+
+    def sample(self, u: Tensor, process: GaussianProcess) -> Tensor:
+        """Times for uniform numbers."""
+        cells, mass = _table(self.function, process, self.cells)
+        return cells.sample(u.cpu(), mass)
+
+    def density(self, t: Tensor, process: GaussianProcess) -> Tensor:
+        """Density per unit time: the table's, so that importance weights are exact."""
+        cells, mass = _table(self.function, process, self.cells)
+        return cells.density(t, mass.to(t.device))
+
+
+@lru_cache(maxsize=16)
+def _table(
+    function: Callable[[GaussianProcess, Tensor], Tensor], process: GaussianProcess, count: int
+) -> tuple[Cells, Tensor]:
+    """Cells and their masses, by the midpoint rule."""
+    cells = Cells(process, count)
+    middles = cells.high - (torch.arange(count, dtype=torch.float64) + 0.5) * cells.width
+    t = process.time(middles)
+    mass = function(process, t) / -process.d_lam(t)
+    if not bool((torch.isfinite(mass) & (mass >= 0)).all()) or not float(mass.sum()) > 0:
+        raise ValueError(
+            f"{function!r} is no density of times: give a function (process, t) that is finite, not "
+            "negative, and positive somewhere"
+        )
+    return cells, mass / mass.sum()

@@ -1,0 +1,92 @@
+r"""Targets averaged over several data: less variance, a little bias.
+
+Given :math:`z_t`, the datum it was made from is one draw of a posterior. With a reference batch
+:math:`z^{(1)}, \ldots, z^{(n)}` that holds it, the posterior's mean is estimated by self-normalised weights,
+
+.. math:: w_j \propto \exp\big(-|z_t - \alpha z^{(j)}|^2 / 2\sigma^2\big), \qquad
+          \bar z = \sum_j w_j z^{(j)}, \qquad \bar\epsilon = (z_t - \alpha\bar z)/\sigma,
+
+and every prediction's target is linear in :math:`(\bar z, \bar\epsilon)` (Xu, Tong & Jaakkola 2023, arXiv
+2302.00670, Eq. 6, where it is written for the score). As n grows the targets tend to those of the exact
+score of the data; a batch that is the whole training set gives that of the training set itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from solvers.problems import expand
+
+
+@dataclass(frozen=True)
+class StableTargets:
+    """Targets from all rows of a batch that may share a row's condition: those a process holds at a step.
+
+    Rows of another condition are left out, and so are those of another augmentation; a row without a
+    condition learns from all. Continuous conditions have no equals, and leave the plain target.
+
+    Example:
+        >>> z, eps = torch.tensor([[0.0], [1.0]]), torch.tensor([[0.5], [-0.5]])
+        >>> mean, noise = StableTargets()(z, eps, torch.zeros(2, dtype=torch.float64))
+        >>> mean  # either datum's noised value is 0.5 with sigma = alpha: both were as likely its source
+        tensor([[0.5000],
+                [0.5000]])
+    """
+
+    def __call__(
+        self,
+        z: Tensor,
+        eps: Tensor,
+        lam: Tensor,
+        cond: Tensor | None = None,
+        augment: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Means of data and noise given the noised rows.
+
+        Args:
+            z: Data in model units, (B, *E).
+            eps: Their noise, (B, *E).
+            lam: log(alpha/sigma) of every row, (B,).
+            cond: Conditions, (B, ...); rows of NaN or labels -1 are without.
+            augment: Augmentation labels, (B, augment_dim).
+
+        Returns:
+            Mean data and mean noise, each (B, *E).
+        """
+        logits = log_weights(z, eps, lam)
+        for labels, free in ((cond, True), (augment, False)):
+            if labels is not None:
+                logits = logits.masked_fill(~_alike(labels, free), -torch.inf)
+        mean = (logits.softmax(dim=1).to(z) @ z.flatten(1)).view_as(z)
+        # alpha z + sigma eps is what it was: eps changes by what z does.
+        return mean, eps + expand(torch.exp(lam).to(z), z) * (z - mean)
+
+
+def log_weights(z: Tensor, eps: Tensor, lam: Tensor) -> Tensor:
+    r"""How likely row j is the source of noised row i, by its logarithm and up to a constant a row, (B, B).
+
+    .. math:: \log w_{ij} = -\tfrac12 r_i^2\,|z_i - z_j|^2 - r_i\,\epsilon_i\cdot(z_i - z_j) + \ldots,
+              \qquad r = \alpha/\sigma
+
+    with the square :math:`|z_t - \alpha z_j|^2` written so that nothing cancels where sigma is small.
+    """
+    wide = z.flatten(1).to(lam.dtype)
+    noise, r = eps.flatten(1).to(wide), torch.exp(lam)[:, None]
+    apart = torch.cdist(wide, wide, compute_mode="donot_use_mm_for_euclid_dist").square()
+    along = (noise * wide).sum(dim=1, keepdim=True) - noise @ wide.T
+    return -0.5 * r**2 * apart - r * along
+
+
+def _alike(labels: Tensor, free: bool) -> Tensor:
+    """Which rows (B, B) row i may learn from: those of its own label and, where it has none and may, all."""
+    rows = labels.reshape(len(labels), -1)
+    same = (rows[:, None] == rows[None]).all(dim=2) | torch.eye(
+        len(rows), dtype=torch.bool, device=rows.device
+    )
+    if not free:
+        return same
+    none = rows.isnan().any(dim=1) if rows.is_floating_point() else (rows < 0).any(dim=1)
+    return same | none[:, None]
