@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import sdediff
-from sdediff.chain import Chain, linear_betas
+from sdediff.chain import Chain, cosine_betas, linear_betas, sigmoid_betas
 from sdediff.reference import random_mixture
 from solvers.noise import Stream, normal
 
@@ -218,7 +218,16 @@ def test_indices_run_from_1_to_T(k):
         (lambda: Chain(sdediff.VP(), torch.tensor([0.5, 0.4])), "strictly rising"),
         (lambda: Chain(sdediff.VP(), torch.tensor([0.5, math.nan])), "strictly rising"),
         (lambda: Chain(sdediff.VP(), torch.tensor([0.5, 1.5])), r"inside \[1e-05, 1\]"),
-        (lambda: Chain.from_betas(torch.tensor([0.5, 1.0])), "each between 0 and 1"),
+        (lambda: Chain.from_betas(torch.tensor([0.5, 1.5])), "each between 0 and 1"),
+        (lambda: Chain.from_betas(torch.tensor([0.5, 1.0])), r"a beta is 1.*zero terminal SNR.*leave that"),
+        (lambda: Chain.from_alpha_bars(torch.tensor([0.5, 0.0])), "an alpha-bar is 0.*leave that step out"),
+        (lambda: Chain.from_alpha_bars(torch.tensor([0.5, 0.6])), "falling strictly, each between 0 and 1"),
+        (lambda: Chain.of(sdediff.VP(), 1), "whole number of at least 2"),
+        (lambda: Chain.of(sdediff.VP(), 9, "cubic"), "grid='cubic' is not known: give one of"),
+        (lambda: cosine_betas(10, offset=0.0), "offset=0.0: give a positive number"),
+        (lambda: cosine_betas(10, max_beta=1.0), "largest beta between 0 and 1"),
+        (lambda: sigmoid_betas(1), "whole number of steps of at least 2"),
+        (lambda: sigmoid_betas(10, 1.0, -1.0), "start < end"),
         (lambda: Chain.from_betas(torch.tensor([0.5, math.nan])), "each between 0 and 1"),
         (lambda: Chain.from_betas(torch.tensor([0.5])), "at least two"),
         (lambda: linear_betas(10), "0 < beta_min <= beta_max < steps"),

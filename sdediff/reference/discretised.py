@@ -139,7 +139,16 @@ def _noise(process: GaussianProcess | None, t: float | None) -> float:
 def _log_masses(edges: Tensor, mean: Tensor, std: Tensor | float) -> Tensor:
     """Log-probabilities of the cells between edges (levels + 1,) under N(mean, std^2), (..., levels)."""
     z = (edges - mean) / std
-    low, high = z[..., :-1], z[..., 1:]
+    return log_normal_mass(z[..., :-1], z[..., 1:])
+
+
+def log_normal_mass(low: Tensor, high: Tensor) -> Tensor:
+    """Log-probability that a standard normal lies between low and high, which may be infinite.
+
+    Example:
+        >>> log_normal_mass(torch.tensor([-1.0, 30.0]), torch.tensor([1.0, torch.inf]))
+        tensor([-3.8172e-01, -4.5432e+02])
+    """
     upper = low + high > 0  # mirrored: differences of the distribution function keep their digits below 0
     low, high = torch.where(upper, -high, low), torch.where(upper, -low, high)
     low, high = torch.special.log_ndtr(low), torch.special.log_ndtr(high)

@@ -13,15 +13,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from solvers import Ancestral, noise
+from solvers import noise
+from solvers.grids import GRIDS
 from solvers.problems import expand
 
-from .processes import VP, GaussianProcess
+from ..processes import VP, GaussianProcess
+from .reverse import ReverseChain
 
 if TYPE_CHECKING:
-    from .model import DiffusionModel
+    from ..model import DiffusionModel
+    from .bound import ChainBound
 
 Index = int | Tensor
+
+_NO_SIGNAL = (
+    "{what}, so that no signal is left at the end (zero terminal SNR) and neither log-SNR nor noise level "
+    "are finite there: leave that step out, the matched prior then holds what signal is left"
+)
 
 
 class Posterior(NamedTuple):
@@ -43,6 +51,7 @@ class Chain:
         ValueError: If the times are too few, do not rise or leave the interval.
 
     Example:
+        >>> from sdediff.chain import linear_betas
         >>> chain = Chain.from_betas(linear_betas(1000))
         >>> chain.steps, round(float(chain.alpha[1000]) ** 2, 8)  # alpha-bar_T of Ho et al.
         (1000, 4.036e-05)
@@ -84,13 +93,76 @@ class Chain:
             1.0
         """
         betas = torch.as_tensor(betas, dtype=torch.float64)
+        if bool((betas == 1).any()):
+            raise ValueError(_NO_SIGNAL.format(what="a beta is 1"))
         if betas.ndim != 1 or len(betas) < 2 or not bool(((betas > 0) & (betas < 1)).all()):
             raise ValueError(
                 f"betas of shape {tuple(betas.shape)} are no chain: give at least two, each between 0 and 1"
             )
-        integral = -torch.log1p(-betas).cumsum(0)  # -log alpha_k^2
+        return cls._preserving(-torch.log1p(-betas).cumsum(0))
+
+    @classmethod
+    def from_alpha_bars(cls, alpha_bars: Tensor) -> Chain:
+        r"""The chain of :math:`\bar\alpha_k = \alpha_k^2`, as a VP process.
+
+        Args:
+            alpha_bars: Products of ``1 - beta`` (Ho et al. 2020, arXiv 2006.11239, Eq. 4), (T,), falling
+                strictly inside (0, 1).
+
+        Raises:
+            ValueError: If they do not, or there are fewer than two.
+
+        Example:
+            >>> bars = torch.tensor([0.9, 0.5, 0.1], dtype=torch.float64)
+            >>> Chain.from_alpha_bars(bars).betas
+            tensor([0.1000, 0.4444, 0.8000], dtype=torch.float64)
+        """
+        bars = torch.as_tensor(alpha_bars, dtype=torch.float64)
+        if bool((bars == 0).any()):
+            raise ValueError(_NO_SIGNAL.format(what="an alpha-bar is 0"))
+        if (
+            bars.ndim != 1
+            or len(bars) < 2
+            or not bool(((bars > 0) & (bars < 1)).all() & (bars.diff() < 0).all())
+        ):
+            raise ValueError(
+                f"alpha_bars of shape {tuple(bars.shape)} are no chain: give at least two, falling strictly, "
+                "each between 0 and 1"
+            )
+        return cls._preserving(-bars.log())
+
+    @classmethod
+    def _preserving(cls, integral: Tensor) -> Chain:
+        """The variance-preserving chain of -log alpha_k^2."""
         times = VP().time(-0.5 * torch.log(torch.expm1(integral)))
         return cls(VP(t_min=float(times[0]), t_max=float(times[-1])), times)
+
+    @classmethod
+    def of(cls, process: GaussianProcess, steps: int, grid: str | None = None) -> Chain:
+        """A process in this many steps, the first of them at t_min, the last at t_max.
+
+        The way back is :attr:`process`: a model of it is one in continuous time, for any solver and
+        for ``log_prob``, and agrees with the chain at every index.
+
+        Args:
+            process: The process.
+            steps: T, at least 2.
+            grid: Name of a grid (:data:`solvers.GRIDS`); the process's own when left out.
+
+        Raises:
+            ValueError: If there are fewer than two steps or no grid of that name.
+
+        Example:
+            >>> import sdediff
+            >>> Chain.of(sdediff.Cosine(), 100).times[[0, -1]]
+            tensor([0.0010, 0.9990], dtype=torch.float64)
+        """
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 2:
+            raise ValueError(f"steps={steps!r} make no chain: give a whole number of at least 2")
+        name = process.grid if grid is None else grid
+        if name not in GRIDS:
+            raise ValueError(f"grid={grid!r} is not known: give one of {', '.join(GRIDS)}")
+        return cls(process, GRIDS[name](process, steps - 1, None).flip(0))
 
     @property
     def steps(self) -> int:
@@ -137,41 +209,96 @@ class Chain:
         c_t = self.alpha[k] / self.alpha[before] * (self.sigma[before] / self.sigma[k]) ** 2
         return Posterior(c_t, self.alpha[before] * gain, self.sigma[before] * torch.sqrt(gain))
 
-    def sample(self, model: DiffusionModel, n: int, *, seed: int = 0, **options: Any) -> Tensor:
-        r"""Ancestral sampling (Ho et al. 2020, arXiv 2006.11239, algorithm 2, with the posterior's variance).
+    def variances(self, kind: str) -> Tensor:
+        r"""Variances of p(x_{k-1} | x_k) that Ho et al. choose from, of shape (T,), k = 1 .. T.
 
-        Each step draws from :math:`q(x_{k-1} \mid x_k, \hat x_0)` with the model's denoised
-        :math:`\hat x_0`, the last one returns it: the stochastic exponential step
-        (:class:`solvers.Ancestral`) on the chain's times. A model of another process is sampled at
-        its own times of the same log-SNR: the same chain in other units.
+        "posterior" is that of :math:`q(x_{k-1}|x_k, x_0)`, right for data that are one point. "forward" is
+        :math:`(\alpha_{k-1}^2+\sigma_{k-1}^2)\,b^2/(\alpha_k^2+\sigma_k^2)` with b the standard deviation of
+        the forward step: right for white data of unit scale, beta_k where the process preserves their
+        variance. These are the extremes of what the reverse step can need (Ho, Jain & Abbeel 2020, arXiv
+        2006.11239, section 3.2). At k = 1, where the posterior has none, "posterior" is the same share of
+        "forward" as at k = 2 (Nichol & Dhariwal 2021, arXiv 2102.09672, and the code of Ho et al.:
+        "clipped").
+
+        Raises:
+            ValueError: For another kind.
+
+        Example:
+            >>> from sdediff.chain import linear_betas
+            >>> chain = Chain.from_betas(linear_betas(100))
+            >>> torch.allclose(chain.variances("forward"), chain.betas)
+            True
+        """
+        k = torch.arange(1, self.steps + 1)
+        power = self.alpha.square() + self.sigma.square()
+        gain = self._gain(k)
+        forward = power[:-1] / power[1:] * self.sigma[1:].square() * gain
+        if kind == "forward":
+            return forward
+        if kind != "posterior":
+            raise ValueError(f'there is no variance {kind!r}: give "posterior" or "forward"')
+        posterior = self.posterior(k).std.square()
+        posterior[0] = forward[0] * posterior[1] / forward[1]
+        return posterior
+
+    def reverse(self, model: DiffusionModel, variance: str | Tensor = "forward") -> ReverseChain:
+        """The chain of a model that runs backwards, :math:`p(x_{k-1} | x_k)`.
+
+        Args:
+            model: A model of any process that reaches the chain's noise levels.
+            variance: "posterior", "forward" (:meth:`variances`), "learned" (the network is a
+                :class:`sdediff.networks.WithVariance`), or variances for k = 1 .. T in the chain's units,
+                (T,) or (T, *data_shape), such as :meth:`ReverseChain.fit_variances` finds.
+
+        Raises:
+            ValueError: If the model's process does not reach the chain's noise levels, or the variances do
+                not fit.
+            TypeError: If "learned" is asked of a network that has none.
+        """
+        return ReverseChain(self, model, variance)
+
+    def sample(
+        self,
+        model: DiffusionModel,
+        n: int,
+        *,
+        variance: str | Tensor = "posterior",
+        seed: int = 0,
+        **options: Any,
+    ) -> Tensor:
+        r"""Ancestral sampling; see :meth:`ReverseChain.sample`.
 
         Args:
             model: A trained model.
             n: Number of samples.
+            variance: As for :meth:`reverse`.
             seed: Sample i's noise is a function of (seed, i).
             **options: cond, indices, prior, batch_size, dtype ... of :func:`sdediff.sampling.sample`.
 
         Returns:
             Samples in data units, (n, \*data_shape).
 
-        Raises:
-            ValueError: If the model's process does not reach the chain's noise levels.
-
         Example:
             >>> import sdediff
+            >>> from sdediff.chain import linear_betas
             >>> model = sdediff.reference.eight_gaussians().model(sdediff.VP())
             >>> Chain.from_betas(linear_betas(50)).sample(model, 5).shape
             torch.Size([5, 2])
         """
-        from .sampling import sample
+        return self.reverse(model, variance).sample(n, seed=seed, **options)
 
-        grid = model.process.time(self.lam[1:]).flip(0)
-        if not torch.allclose(model.process.lam(grid), self.lam[1:].flip(0), rtol=1e-6, atol=1e-6):
-            raise ValueError(
-                f"{model.process} does not reach the chain's noise levels, log(alpha/sigma) from "
-                f"{float(self.lam[1]):g} to {float(self.lam[-1]):g}: widen its interval, or take fewer betas"
-            )
-        return sample(model, n, Ancestral(), grid=grid, seed=seed, **({"denoise": True} | options))
+    def bound(
+        self, model: DiffusionModel, x: Tensor, *, variance: str | Tensor = "forward", **options: Any
+    ) -> ChainBound:
+        """The variational bound of data; see :meth:`ReverseChain.bound`.
+
+        Args:
+            model: A trained model.
+            x: Data in data units, (n, *data_shape).
+            variance: As for :meth:`reverse`.
+            **options: quantisation, terms, draws, cond, seed, indices, prior, batch_size.
+        """
+        return self.reverse(model, variance).bound(x, **options)
 
     def __repr__(self) -> str:
         return f"Chain({self.process}, steps={self.steps})"
@@ -191,34 +318,3 @@ class Chain:
                 f"k={k.tolist()} is no index of the chain: give whole numbers from {first} to {self.steps}"
             )
         return k
-
-
-def linear_betas(steps: int, beta_min: float = 0.1, beta_max: float = 20.0) -> Tensor:
-    r"""Betas that rise linearly, with a sum that does not depend on the number of steps.
-
-    .. math:: \beta_k = \frac1T\Big(\beta_{min} + \frac{k-1}{T-1}(\beta_{max} - \beta_{min})\Big)
-
-    With T = 1000 these are the 1e-4 ... 0.02 of Ho, Jain & Abbeel (2020), arXiv 2006.11239, section 4; in
-    general those of Song et al. (2021), arXiv 2011.13456, appendix C.
-
-    Args:
-        steps: T, at least 2 and above beta_max.
-        beta_min: T times the first beta.
-        beta_max: T times the last beta.
-
-    Returns:
-        (T,) float64.
-
-    Raises:
-        ValueError: If a beta would not lie in (0, 1).
-
-    Example:
-        >>> [round(float(beta), 12) for beta in linear_betas(1000)[[0, -1]]]
-        [0.0001, 0.02]
-    """
-    if steps < 2 or not 0 < beta_min <= beta_max < steps:
-        raise ValueError(
-            f"steps={steps}, beta_min={beta_min:g}, beta_max={beta_max:g}: "
-            "give at least two steps and 0 < beta_min <= beta_max < steps"
-        )
-    return torch.linspace(beta_min, beta_max, steps, dtype=torch.float64) / steps
