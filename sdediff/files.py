@@ -6,7 +6,7 @@ import json
 import os
 import secrets
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,7 @@ def write_tensors(
 
     Raises:
         TypeError: If the config is not JSON.
+        OSError: If it cannot be written, as when the disk is full; what stood at `path` is untouched.
     """
     # Memory order is kept too: a matrix product rounds differently on a transposed matrix.
     copies = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
@@ -99,11 +100,21 @@ def write_tensors(
     content = {"config": json.dumps(config), "strides": json.dumps(strides)}
     metadata = {"format": "sdediff", "version": str(VERSION), "kind": kind} | content
     with whole(path) as temporary:
-        safetensors.torch.save_file({k: v.contiguous() for k, v in copies.items()}, temporary, metadata)
+        try:
+            safetensors.torch.save_file({k: v.contiguous() for k, v in copies.items()}, temporary, metadata)
+        except safetensors.SafetensorError as error:  # the system's own: a full disk, say
+            raise OSError(f"cannot write {os.fspath(path)}: {error}") from error
 
 
-def read_tensors(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_tensors(
+    path: str | os.PathLike[str], kind: str, only: Container[str] | None = None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a file of :func:`write_tensors`; nothing in it is run.
+
+    Args:
+        path: The file.
+        kind: What it must be.
+        only: Names of the tensors to read; None for all, () for the description alone.
 
     Returns:
         The tensors, on the CPU, and the description.
@@ -118,7 +129,8 @@ def read_tensors(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Ten
     try:
         with safetensors.safe_open(name, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+            names = [key for key in file.keys() if only is None or key in only]  # noqa: SIM118 (no mapping)
+            tensors = {key: file.get_tensor(key) for key in names}
     except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(
             f"{name} is damaged, cut short or no safetensors file ({error}): write or copy it again"
