@@ -57,10 +57,10 @@ def test_dtypes_are_those_of_read(tmp_path: Path, dtype: np.dtype, name: str) ->
     assert rows.dtype == data.read(path).dtype and torch.equal(rows, data.read(path))
 
 
-@pytest.mark.parametrize("name", ["a.npy", "a.npz"])
+@pytest.mark.parametrize("name", ["a.npy", "a.npz", "packed.npz"])
 def test_order_by_columns_is_read_too(tmp_path: Path, values: np.ndarray, name: str) -> None:
     path = write(tmp_path / name, np.asfortranarray(values))
-    if name == "a.npz":
+    if name == "packed.npz":
         with pytest.warns(UserWarning, match="stores its array column by column and so is read into memory"):
             rows = data.stream(path)
     else:

@@ -8,19 +8,27 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sdediff import files
-from sdediff.data import stream
+from sdediff.data import RowDataset, open_dataset, split, stream
+from sdediff.data.readers import NAMES
+from sdediff.data.rows import as_rows
+from sdediff.data.rows import natural_shape as natural_shape
 
 Shape = tuple[int, ...]
 
-#: Which files :func:`read_rows` reads, for the help of options.
-READABLE = ".npy, .npz, .pt or .csv file; file.npz:name takes one of its arrays"
+#: What :func:`open_rows` opens, for the help of options.
+READABLE = (
+    ".npy, .npz, .pt, .csv or .parquet file, folder of images or saved Hugging Face dataset, digits or "
+    "patches; file.npz:name takes one of its arrays, and folder:name one part of a dataset"
+)
+#: Bytes up to which a data set is read into memory, and numbers of one that are looked at before training.
+IN_MEMORY, SEEN = 1 << 30, 1 << 24
 
 
 class Rows(NamedTuple):
@@ -49,32 +57,20 @@ class RowFile:
     def __init__(self, path: str, data_shape: Sequence[int] | None = None, limit: int | None = None) -> None:
         if limit is not None and limit < 1:
             raise ValueError(f"limit={limit}: give a positive number of rows")
-        self.path, self.data_shape, self.limit = path, data_shape, limit
+        self.path, self.limit = path, limit
+        self.data_shape = None if data_shape is None else tuple(data_shape)
         self.stream = stream(path)
         self.columns = self.stream.columns
 
     def batches(self, size: int | None = None, start: int = 0) -> Iterator[Tensor]:
         """Rows from `start` on, at most `size` at once, or all of them."""
         for batch in self.stream.batches(size, start, self.limit):
-            yield self._rows(batch, start)
+            yield as_rows(batch, self.data_shape, self.path, np.arange(start, start + len(batch)))
             start += len(batch)
 
     def take(self, rows: Sequence[int]) -> Tensor:
         """Rows of rising numbers."""
-        return self._rows(self.stream.take(rows), rows[0])
-
-    def _rows(self, x: Tensor, start: int) -> Tensor:
-        x = x.float() if x.dtype == torch.bool else x
-        x = x[:, None] if x.ndim == 1 else x
-        finite = torch.isfinite(x).flatten(1).all(dim=1)
-        if not bool(finite.all()):
-            row = start + int((~finite).nonzero()[0])
-            raise ValueError(
-                f"{self.path} has NaN or infinite values, first in row {row} (counted from 0): fill or drop "
-                "those rows"
-            )
-        shape = natural_shape(tuple(x.shape[1:])) if self.data_shape is None else tuple(self.data_shape)
-        return _reshape(x, shape, self.path)
+        return as_rows(self.stream.take(rows), self.data_shape, self.path, np.asarray(rows))
 
 
 def read_rows(path: str, data_shape: Sequence[int] | None = None) -> Rows:
@@ -84,71 +80,66 @@ def read_rows(path: str, data_shape: Sequence[int] | None = None) -> Rows:
     return Rows(values, rows.columns)
 
 
-def check_varies(rows: Rows, path: str) -> None:
+def open_rows(path: str, data_shape: Sequence[int] | None = None, **options: Any) -> RowDataset:
+    """Rows of whatever can be trained on, of that shape; those of arrays and images stay on disk.
+
+    Args:
+        path: What :func:`sdediff.data.open_dataset` opens.
+        data_shape: Shape of a row; its own when left out.
+        **options: Those of :func:`sdediff.data.open_dataset`.
+
+    Raises:
+        ValueError: As there, or if a column is constant or rows do not fit the shape.
+    """
+    rows = open_dataset(path, **options)
+    rows = rows if data_shape is None else rows.reshaped(data_shape)
+    check_varies(rows, path)
+    return rows
+
+
+def check_varies(rows: Rows | RowDataset, path: str) -> None:
     """Raise ValueError for a table's constant column, by its name where it has one."""
-    x = rows.values
+    x = rows.values if isinstance(rows, Rows) else _first(rows)
     constant = (x == x[0]).all(dim=0).flatten().nonzero().flatten().tolist() if x.ndim == 2 else []
     if constant:
         name = repr(rows.columns[constant[0]]) if rows.columns else f"{constant[0]} (counted from 0)"
         raise ValueError(f"{path}: column {name} is constant and has no density: leave it out")
 
 
-def natural_shape(own: Shape) -> Shape:
-    """The shape in which a model sees rows: images have their channels first.
+def parts(path: str, rows: RowDataset, val_fraction: float, seed: int) -> tuple[RowDataset, RowDataset]:
+    """Training and held-out rows: :func:`sdediff.data.split`, or the split of the data that come along."""
+    if path in NAMES:
+        return rows, open_dataset(path, key="val").reshaped(rows.shape)
+    return split(rows, val_fraction, seed)
 
-    Example:
-        >>> natural_shape((28, 28)), natural_shape((32, 32, 3)), natural_shape((5,))
-        ((1, 28, 28), (3, 32, 32), (5,))
+
+@overload
+def floats(x: Tensor) -> Tensor: ...
+@overload
+def floats(x: RowDataset) -> Tensor | RowDataset: ...
+def floats(x: Tensor | RowDataset) -> Tensor | RowDataset:
+    """Rows in torch's default dtype, unless they are floating already.
+
+    Those of a Dataset without conditions are read into memory, up to `IN_MEMORY` bytes; a larger one stays as
+    it is and is read, and made floating, a batch at a time.
     """
-    if len(own) == 2:
-        return (1, *own)
-    return (own[2], own[0], own[1]) if _channels_last(own) else own
-
-
-def _channels_last(own: Shape) -> bool:
-    return len(own) == 3 and own[2] in (1, 3, 4) and own[0] not in (1, 3, 4)
-
-
-def _reshape(x: Tensor, shape: Shape, path: str) -> Tensor:
-    own = tuple(x.shape[1:])
-    if _channels_last(own) and shape == natural_shape(own):
-        return x.permute(0, 3, 1, 2).contiguous()
-    squeezed = [tuple(n for n in s if n != 1) for s in (own, shape)]
-    flat = 1 in (len(own), len(shape)) and math.prod(own) == math.prod(shape)  # an image as a row of a table
-    if min(shape, default=0) > 0 and (squeezed[0] == squeezed[1] or flat):
-        return x.reshape(len(x), *shape)
-    has, needed = (f"{s[0]} columns" if len(s) == 1 else f"rows of shape {s}" for s in (own, shape))
-    raise ValueError(f"{path} has {has} where {needed} are needed: give data of that shape")
-
-
-def split(x: Tensor, val_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Training and held-out rows.
-
-    They are shuffled by ``numpy.random.default_rng(seed).permutation``, and the last part is held out.
-
-    Raises:
-        ValueError: If the fraction leaves no row to train on.
-    """
-    if not 0 <= val_fraction < 1:
-        raise ValueError(
-            f"val_fraction={val_fraction}: give a fraction of at least 0 and less than 1, such as 0.1"
-        )
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(x)))
-    held = math.ceil(val_fraction * len(x)) if val_fraction else 0
-    if len(x) - held < 2:
-        raise ValueError(
-            f"{len(x)} rows less {held} held out are too few to train on: give more or a smaller val_fraction"
-        )
-    return x[order[: len(x) - held]], x[order[len(x) - held :]]
-
-
-def floats(x: Tensor) -> Tensor:
-    """Rows in torch's default dtype, unless they are floating already."""
+    if isinstance(x, RowDataset):
+        size = len(x) * math.prod(x.shape) * torch.get_default_dtype().itemsize
+        if size > IN_MEMORY or (len(x) and x.take([0])[1] is not None):
+            return x
+        x = x.take(range(len(x)))[0]
     return x if x.is_floating_point() else x.to(torch.get_default_dtype())
 
 
-def are_levels(x: Tensor) -> bool:
-    """Whether all values are whole numbers, as grey levels and counts are."""
+def _first(rows: RowDataset) -> Tensor:
+    """The first rows, up to `SEEN` numbers."""
+    return rows.take(range(min(len(rows), max(2, SEEN // math.prod(rows.shape)))))[0]
+
+
+def are_levels(x: Tensor | RowDataset) -> bool:
+    """Whether all values are whole numbers, as grey levels and counts are; of a Dataset, the first rows'."""
+    if isinstance(x, RowDataset):
+        return x.levels is not None or are_levels(_first(x))
     return not x.is_floating_point() or bool((x == x.round()).all())
 
 
@@ -189,11 +180,18 @@ def check_out(path: str, data_shape: Shape, kinds: Iterable[str]) -> None:
 
 def write_rows(
     path: str | os.PathLike[str],
-    x: Tensor,
+    x: Tensor | RowDataset,
     levels: tuple[float, ...] | None = None,
     columns: Sequence[str] | None = None,
 ) -> None:
-    """Write rows by the file's ending: .npy, .npz (as "samples"), .csv, or .png (a grid of images)."""
+    """Write rows by the file's ending: .npy, .npz (as "samples"), .csv, or .png (a grid of images).
+
+    Those of a Dataset are written to an .npy file a batch at a time.
+    """
+    if isinstance(x, RowDataset):
+        with files.whole(path) as temporary:
+            _write_npy(temporary, x)
+        return
     suffix, array = Path(path).suffix.lower(), x.detach().cpu().numpy()
     if suffix == ".csv":
         names = columns or [f"column {i + 1}" for i in range(x.shape[1])]
@@ -206,6 +204,17 @@ def write_rows(
             np.savez(file, samples=array)
         else:
             _write_png(file, array, levels or (float(array.min()), float(array.max())))
+
+
+def _write_npy(path: Path, rows: RowDataset) -> None:
+    array: np.ndarray | None = None
+    start = 0
+    for x, _ in rows.batches():
+        if array is None:
+            shape = (len(rows), *rows.shape)
+            array = np.lib.format.open_memmap(path, "w+", x.numpy().dtype, shape)
+        array[start : start + len(x)] = x.numpy()
+        start += len(x)
 
 
 def write_csv(

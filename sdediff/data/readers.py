@@ -1,4 +1,4 @@
-"""Tensors from .npy, .npz, .pt and CSV files, without running code from them."""
+"""What kind of file a path is, numbers from CSV files, and arrays of any kind as tensors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_SUFFIXES = (".npy", ".npz", ".pt", ".csv")
+#: Kinds of files of numbers, and what :func:`locate` calls folders and bundled data.
+SUFFIXES = (".npy", ".npz", ".pt", ".csv", ".parquet")
+FOLDER, BUNDLED = "folder", "bundled"
+#: Data that come with scikit-learn, and their parts.
+NAMES, PARTS = ("digits", "patches"), ("train", "val", "test")
 
 
 class Table(NamedTuple):
@@ -23,38 +27,6 @@ class Table(NamedTuple):
 
     values: Tensor
     columns: list[str]
-
-
-def read(path: str | os.PathLike[str], *, key: str | None = None, dtype: torch.dtype | None = None) -> Tensor:
-    """Read a tensor from a file.
-
-    Args:
-        path: A ``.npy``, ``.npz``, ``.pt`` (a tensor or a dict of tensors) or ``.csv`` file.
-            ``"data.npz:images"`` chooses an array.
-        key: Which array of an ``.npz`` or ``.pt`` file; may be left out when there is one.
-        dtype: Floating type of the result; torch's default when left out. Integers, which may be labels, keep
-            theirs then.
-
-    Returns:
-        The tensor; (N, D) for CSV.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is of another kind, damaged, would need code to run, holds no or several
-            arrays and no key chooses one, or a CSV cell is missing or no number.
-
-    Example:
-        >>> import tempfile, pathlib
-        >>> path = pathlib.Path(tempfile.mkdtemp()) / "a.npy"
-        >>> np.save(path, np.eye(2))
-        >>> read(path)
-        tensor([[1., 0.],
-                [0., 1.]])
-    """
-    file, key, suffix = locate(path, key)
-    if suffix == ".csv":
-        return read_csv(file, dtype=dtype).values
-    return as_tensor(choose(_load(file, suffix), file, key), file, dtype)
 
 
 def read_csv(
@@ -97,7 +69,7 @@ class CsvRows:
 
     def __init__(self, path: str, header: bool | None = None, delimiter: str | None = None) -> None:
         self.path, self.delimiter = path, delimiter
-        first = next(self._lines(), None)
+        first = next(self.lines(), None)
         if first is None:
             raise ValueError(f"{path} is empty: it needs at least one line of numbers")
         cells = [cell.strip() for cell in first[1]]
@@ -110,7 +82,7 @@ class CsvRows:
         self, size: int | None = None, start: int = 0, stop: int | None = None
     ) -> Iterator[np.ndarray]:
         """Values of rows from `start` to `stop`, (n, D) float64, at most `size` at a time, or all."""
-        lines = self._lines()
+        lines = self.lines()
         if self.header:
             next(lines)
         chosen = islice(lines, start, stop)
@@ -120,7 +92,7 @@ class CsvRows:
         if start == 0 and stop != 0:
             raise ValueError(f"{self.path} has a header and no rows: it needs at least one line of numbers")
 
-    def _lines(self) -> Iterator[tuple[int, list[str]]]:
+    def lines(self) -> Iterator[tuple[int, list[str]]]:
         """Numbered lines that hold something."""
         with open(self.path, newline="", encoding="utf-8-sig") as file:
             try:
@@ -135,36 +107,37 @@ class CsvRows:
 def locate(path: str | os.PathLike[str], key: str | None = None) -> tuple[str, str | None, str]:
     """The file of a path such as ``data.npz:images``, the array chosen in it, and the kind of file.
 
+    The kind is the file's ending, "folder", or "bundled" for the name of data that come along and no file.
+
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is of another kind, or a table in which an array is chosen.
     """
     file, key = _split_key(os.fspath(path), key)
     suffix = Path(file).suffix.lower()
+    if Path(file).is_dir():
+        return file, key, FOLDER
     if not Path(file).is_file():
+        if file in NAMES:
+            return file, key, BUNDLED
         raise FileNotFoundError(f"there is no file {file}")
-    if suffix not in _SUFFIXES:
-        raise ValueError(f"{file} is of no kind that can be read: give one of {', '.join(_SUFFIXES)}")
-    if suffix == ".csv" and key is not None:
+    if suffix not in SUFFIXES:
+        raise ValueError(
+            f"{file} is of no kind that can be read: give one of {', '.join(SUFFIXES)}, or a folder of images"
+        )
+    if suffix in (".csv", ".parquet") and key is not None:
         raise ValueError(f"{file} is one table, but the array {key!r} was asked for: leave the key out")
     return file, key, suffix
 
 
 def _split_key(path: str, key: str | None) -> tuple[str, str | None]:
     file, colon, chosen = path.rpartition(":")
-    if not colon or Path(file).suffix.lower() not in (".npz", ".pt"):
+    keyed = Path(file).suffix.lower() in (".npz", ".pt") or Path(file).is_dir() or file in NAMES
+    if not colon or not keyed or Path(path).exists():
         return path, key
     if key is not None and key != chosen:
         raise ValueError(f"the path chooses the array {chosen!r} and key= chooses {key!r}: give one of them")
     return file, chosen
-
-
-def _load(file: str, suffix: str) -> Any:
-    with plain(file):
-        if suffix == ".pt":
-            return torch.load(file, map_location="cpu", weights_only=True)
-        array = np.load(file, allow_pickle=False)
-        return {name: array[name] for name in array.files} if suffix == ".npz" else array
 
 
 @contextmanager

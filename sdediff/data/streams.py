@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-import warnings
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .readers import CsvRows, as_tensor, choose, locate, plain
+from .mapping import can_be_mapped, header, member, open_array, warn_whole
+from .opening import open_dataset
+from .readers import CsvRows, as_tensor, locate, plain
+from .rows import RowDataset
 
 #: A function of (start, stop) that gives those rows.
 _Read = Callable[[int, int], Any]
@@ -23,12 +25,13 @@ _Read = Callable[[int, int], Any]
 def stream(path: str | os.PathLike[str], *, key: str | None = None) -> Stream:
     """Open a file whose rows are read a batch at a time.
 
-    An ``.npy`` or ``.pt`` file is mapped into memory; a CSV file and an array of an ``.npz`` file, compressed
-    or not, are read from their beginning on. Only an array stored column by column (Fortran order) inside an
-    ``.npz`` file, and a ``.pt`` file of before torch 1.6, have to be read as a whole; a warning says so.
+    An ``.npy``, ``.npz`` or ``.pt`` file is mapped into memory; a CSV file and a compressed array of an
+    ``.npz`` file are read from their beginning on. Only a compressed array stored column by column (Fortran
+    order), and a ``.pt`` file of before torch 1.6, have to be read as a whole; a warning says so. The rest
+    (Parquet, folders, bundled data) is as :func:`open_dataset` has it.
 
     Args:
-        path: As in :func:`read`.
+        path: As in :func:`open_dataset`.
         key: Which array of an ``.npz`` or ``.pt`` file; may be left out when there is one.
 
     Raises:
@@ -47,7 +50,9 @@ def stream(path: str | os.PathLike[str], *, key: str | None = None) -> Stream:
         return _CsvStream(file)
     if suffix == ".npz":
         return _npz(file, key)
-    return _ArrayStream(choose(_mapped(file, suffix), file, key), file)
+    if suffix in (".npy", ".pt"):
+        return _ArrayStream(open_array(file, key), file)
+    return _DatasetStream(open_dataset(path, key=key))
 
 
 class Stream(ABC):
@@ -105,8 +110,21 @@ class _ArrayStream(Stream):
             return torch.cat([as_tensor(read(row, row + 1), self.file) for row in rows])
 
 
+class _DatasetStream(Stream):
+    def __init__(self, rows: RowDataset) -> None:
+        self.rows, self.columns = rows, rows.columns
+
+    def batches(self, size: int | None = None, start: int = 0, stop: int | None = None) -> Iterator[Tensor]:
+        end = len(self.rows) if stop is None else min(stop, len(self.rows))
+        for first in range(start, end, size or len(self.rows)):
+            yield self.take(range(first, min(first + (size or end), end)))
+
+    def take(self, rows: Sequence[int]) -> Tensor:
+        return self.rows.take(rows)[0]
+
+
 class _MemberStream(_ArrayStream):
-    """An array of an .npz file, stored row by row."""
+    """A compressed array of an .npz file, stored row by row."""
 
     def __init__(self, file: str, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
         self.name, self.dtype = name, dtype
@@ -114,55 +132,29 @@ class _MemberStream(_ArrayStream):
 
     @contextmanager
     def open(self) -> Iterator[_Read]:
-        with zipfile.ZipFile(self.file) as archive, archive.open(self.name) as member:
-            _header(member)
-            begin, stride = member.tell(), self.dtype.itemsize * int(np.prod(self.shape[1:]))
+        with zipfile.ZipFile(self.file) as archive, archive.open(self.name) as content:
+            header(content)
+            begin, stride = content.tell(), self.dtype.itemsize * int(np.prod(self.shape[1:]))
 
             def read(start: int, stop: int) -> np.ndarray:
                 with plain(self.file):
-                    member.seek(begin + start * stride)
-                    content = member.read((stop - start) * stride)
-                    return np.frombuffer(content, self.dtype).reshape(stop - start, *self.shape[1:]).copy()
+                    content.seek(begin + start * stride)
+                    values = content.read((stop - start) * stride)
+                    return np.frombuffer(values, self.dtype).reshape(stop - start, *self.shape[1:]).copy()
 
             yield read
 
 
 def _npz(file: str, key: str | None) -> Stream:
-    with plain(file), zipfile.ZipFile(file) as archive:
-        names = {name.removesuffix(".npy"): name for name in archive.namelist()}
-    name = choose(names, file, key)
-    with plain(file), zipfile.ZipFile(file) as archive, archive.open(name) as member:
-        shape, by_column, dtype = _header(member)
+    info = member(file, key)
+    if can_be_mapped(info):
+        return _ArrayStream(open_array(file, key), file)
+    with plain(file), zipfile.ZipFile(file) as archive, archive.open(info) as content:
+        shape, by_column, dtype = header(content)
     if not by_column or len(shape) < 2:
-        return _MemberStream(file, name, shape, dtype)
-    _whole(file, "stores its array column by column")
-    with plain(file), np.load(file, allow_pickle=False) as arrays:
-        return _ArrayStream(arrays[name.removesuffix(".npy")], file)
-
-
-def _whole(file: str, why: str) -> None:
-    warnings.warn(f"{file} {why} and so is read into memory as a whole", stacklevel=4)
-
-
-def _header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, Fortran order and dtype of an array, whose numbers come next."""
-    version = np.lib.format.read_magic(member)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, by_column, dtype = read(member)
-    if dtype.hasobject:
-        raise ValueError("objects are not read")
-    return shape, by_column, dtype
-
-
-def _mapped(file: str, suffix: str) -> Any:
-    with plain(file):
-        if suffix == ".npy":
-            return np.load(file, mmap_mode="r", allow_pickle=False)
-        mapped = zipfile.is_zipfile(file)
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
-    if not mapped:
-        _whole(file, "is of the kind written before torch 1.6")
-    return content
+        return _MemberStream(file, info.filename, shape, dtype)
+    warn_whole(file, "stores its array column by column")
+    return _ArrayStream(open_array(file, key), file)
 
 
 def _copy(values: Any) -> Any:
