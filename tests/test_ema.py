@@ -140,7 +140,7 @@ def test_frozen_parameters_and_buffers_are_left_alone_and_half_precision_is_not_
 # -- reconstruction -----------------------------------------------------------------------------------------
 
 RECORDED = (Power(0.05), Power(0.1))
-TRACKED = (*RECORDED, Power(0.075), Power(0.15), Power(0.2), Exponential(0.98), Exponential(0.999))
+TRACKED = (*RECORDED, Power(0.075), Power(0.15), Power(0.2), Exponential(0.95), Exponential(0.999))
 EVERY, STEPS = 10, 300
 
 
@@ -177,7 +177,6 @@ def test_reconstruction_equals_the_tracked_average(run: tuple[Path, dict[int, Av
     for step, averages in tracked.items():
         for index, profile in enumerate(averages.profiles):
             error = relative(reconstruct(folder, profile, step), averages.shadows[index])
-            print(f"step {step}: {profile} {error:.1e}")
             assert error < (1e-6 if profile in RECORDED else 1e-4)
     last = tracked[STEPS]
     apart = relative(last.shadows[0], last.shadows[3])
@@ -205,7 +204,7 @@ def test_the_model_of_a_run_with_another_average(run: tuple[Path, dict[int, Aver
 def test_the_best_combination_beats_matching_profiles(run: tuple[Path, dict[int, Averages]]) -> None:
     """Least squares of the profiles themselves, without a constraint, errs several times more."""
     folder, tracked = run
-    used = snapshots(folder)[3::4]
+    used = snapshots(folder)[1::2]
     known = [(p, s.updates) for s in used for p in s.profiles]
     rows = np.stack([np.pad(weights(p, n), (0, STEPS - n)) for p, n in known], 1)
     target = Power(0.15)
@@ -213,7 +212,6 @@ def test_the_best_combination_beats_matching_profiles(run: tuple[Path, dict[int,
     ours, error = combine(known, target, STEPS)
     exact = tracked[STEPS].shadows[3]
     errors = [relative(_weighted(used, list(c)), exact) for c in (plain, ours.tolist())]
-    print("profiles, moves:", errors)
     assert errors[1] < errors[0] / 5 and error < 0.01
 
 

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sdediff.training.engine import like_parameter
+
 
 class Profile(Protocol):
     """How an average weighs the past, by the decays of its updates k = 1, 2, ..."""
@@ -135,9 +137,9 @@ class Averages:
         ...     _ = nn.init.constant_(layer.weight, value)
         ...     averages.update()
         >>> with averages.averaged(1):
-        ...     print(f"{float(layer.weight):.4f}")  # 2 - (1/2)^(gamma + 1)
+        ...     print(f"{layer.weight.item():.4f}")  # 2 - (1/2)^(gamma + 1)
         1.9959
-        >>> float(layer.weight)
+        >>> layer.weight.item()
         2.0
     """
 
@@ -176,7 +178,7 @@ class Averages:
                 "profiles, give those they were made with"
             )
         for name, value in own.items():
-            value.copy_(_sharded(state[name], value))
+            value.copy_(like_parameter(state[name], value))
         self.updates = updates
 
     @torch.no_grad()
@@ -230,12 +232,3 @@ class EMA(Averages):
 def _wide(parameter: Tensor) -> Tensor:
     """A parameter's values in float32 at least; no copy where they are."""
     return parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32))
-
-
-def _sharded(value: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor in the shards of another."""
-    if hasattr(like, "device_mesh") and not hasattr(value, "device_mesh"):
-        from torch.distributed.tensor import distribute_tensor  # slow to import, and only FSDP needs it
-
-        return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
-    return value
