@@ -146,6 +146,9 @@ class DiffusionModel(nn.Module):
         """
         units.check_batch(x, self.data_shape, "x")
         self.shift, self.scale = (v.to(self.shift.device) for v in units.learn(x, self.scale_mode))
+        take = getattr(self.network, "set_units", None)  # as networks.Levels has it
+        if callable(take):
+            take(self.shift, self.scale)
         self.moments = Moments.learn(self.to_model(x.double()).flatten(1))
 
     @property

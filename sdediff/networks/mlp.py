@@ -34,6 +34,7 @@ class MLP(nn.Module):
         time_dim: Number of Fourier features of the noise level and width of its embedding, even.
         optional_cond: Whether rows may have no condition: ``cond=None`` for all, label -1 or NaN for one.
         augment_dim: Length of the labels of an augmentation; 0 for none.
+        values: Numbers put out for every entry; with more than 1 they are the output's second axis.
 
     Raises:
         ValueError: If an argument is out of its range, or conditions do not go together.
@@ -59,6 +60,7 @@ class MLP(nn.Module):
         time_dim: int = 128,
         optional_cond: bool = False,
         augment_dim: int = 0,
+        values: int = 1,
     ) -> None:
         super().__init__()
         self.config = {
@@ -71,7 +73,7 @@ class MLP(nn.Module):
         self.dim, self.dropout = dim, dropout
         conditions = (cond_dim, num_classes, optional_cond, augment_dim)
         self.embedding = NoiseEmbedding([hidden] * blocks, time_dim, time_dim, *conditions, owner="MLP")
-        self.config |= self.embedding.config
+        self.config |= self.embedding.config | {"values": whole("MLP", "values", values, 1)}
         self.input = nn.Linear(dim, hidden)
         self.first = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(blocks))
         self.second = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(blocks))
@@ -80,7 +82,7 @@ class MLP(nn.Module):
             # a score in two dimensions is learned markedly more slowly.
             if weight.ndim == 2:
                 nn.init.kaiming_uniform_(weight, nonlinearity="linear")
-        self.output = nn.Linear(hidden, dim)
+        self.output = nn.Linear(hidden, values * dim)
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 
@@ -96,7 +98,7 @@ class MLP(nn.Module):
             augment: None, or labels of an augmentation, (B, augment_dim).
 
         Returns:
-            Output, (B, \*E).
+            Output, (B, \*E), or (B, values, \*E).
 
         Raises:
             ValueError: If a shape or dtype does not fit.
@@ -114,4 +116,5 @@ class MLP(nn.Module):
             if self.dropout and self.training:
                 update = F.dropout(update, self.dropout)
             h = h + second(update)
-        return self.output(h).reshape(x.shape)
+        out = self.output(h)
+        return out.reshape(x.shape if out.numel() == x.numel() else (len(x), -1, *x.shape[1:]))
