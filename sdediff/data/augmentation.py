@@ -38,7 +38,7 @@ class Augment:
         flip: Mirror left and right.
         upside_down: Mirror top and bottom.
         shift: Largest shift along each axis, in pixels; shifts are whole numbers.
-        rotate: Largest angle of rotation about the middle, in degrees.
+        rotate: Largest angle of rotation about the middle, in degrees, either way.
         scale: Largest zoom factor, at least 1; the zoom's logarithm is uniform.
         p: Probability of each change.
         labels: Whether to return (x, labels).

@@ -143,7 +143,7 @@ def check_size(size: Size | None) -> tuple[int, int] | None:
     """Height and width."""
     if size is None:
         return None
-    both = (size, size) if isinstance(size, int) else tuple(size)
+    both = tuple(size) if isinstance(size, Sequence) else (size, size)
     if len(both) != 2 or not all(isinstance(n, int) and n > 0 for n in both):
         raise ValueError(f"size={size!r}: give a positive height and width in pixels, or one number for both")
     return both

@@ -165,7 +165,7 @@ def arrow_column(column: Any) -> Column:
 
     kind, types = column.type, pa.types
     if types.is_boolean(kind) or types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind):
-        return Column(np.asarray(column.cast(pa.float64(), safe=False).to_numpy(), np.float64), {})
+        return Column(np.array(column.cast(pa.float64(), safe=False).to_numpy()), {})  # one that is ours
     cells = {i: "" if cell is None else str(cell) for i, cell in enumerate(column.to_pylist())}
     return Column(np.full(len(column), np.nan), cells)
 
