@@ -89,6 +89,7 @@ class NSFTraining:
         seed: Seed of weights, batches, dropout and what `refresh` draws.
         options: The flow and its training.
         refresh: Called on every batch with a generator: dequantisation and augmentation.
+        clock: What its time is measured by, in seconds.
     """
 
     VALIDATIONS = 30
@@ -101,8 +102,10 @@ class NSFTraining:
         seed: int,
         options: NSFOptions = NSFOptions(),
         refresh: Refresh | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.x_train, self.x_val, self.seconds, self.options = x_train, x_val, seconds, options
+        self.clock = clock
         self.generator = torch.Generator().manual_seed(seed)
         self.refresh = refresh or (lambda x, generator: x)
         with torch.random.fork_rng(devices=[]):
@@ -126,9 +129,9 @@ class NSFTraining:
         with torch.random.fork_rng(devices=[]):
             torch.set_rng_state(self.rng)
             while self.spent < end:
-                began = time.perf_counter()
+                began = self.clock()
                 self.step()
-                self.spent += time.perf_counter() - began
+                self.spent += self.clock() - began
                 if self.spent >= (len(self.history) + 1) * self.seconds / self.VALIDATIONS:
                     self.validate()
             self.rng = torch.get_rng_state()
