@@ -66,8 +66,8 @@ class AdaptiveTimes(nn.Module):
         process: The process.
     """
 
-    #: Rows' worth of the overall mean that every cell starts with.
-    PRIOR = 4.0
+    #: Rows of the overall mean that every cell has besides its own.
+    PRIOR = 1.0
     squares: Tensor
     counts: Tensor
 

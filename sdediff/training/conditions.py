@@ -41,7 +41,7 @@ def drop(cond: Tensor, p: float, draw: Draw) -> Tensor:
     Example:
         >>> from sdediff.training import Draw
         >>> drop(torch.arange(6), 0.5, Draw(0, 0, torch.arange(6), 6))
-        tensor([-1,  1,  2, -1,  4, -1])
+        tensor([-1, -1,  2, -1, -1, -1])
     """
     if not 0 <= p <= 1:
         raise ValueError(f"cond_dropout={p}: give a probability, from 0 to 1")

@@ -1,4 +1,4 @@
-r"""Targets averaged over several data: less variance, a little bias.
+r"""Targets averaged over the data that a noised row may have come from: less variance, the same mean.
 
 Given :math:`z_t`, the datum it was made from is one draw of a posterior. With a reference batch
 :math:`z^{(1)}, \ldots, z^{(n)}` that holds it, the posterior's mean is estimated by self-normalised weights,
@@ -7,8 +7,12 @@ Given :math:`z_t`, the datum it was made from is one draw of a posterior. With a
           \bar z = \sum_j w_j z^{(j)}, \qquad \bar\epsilon = (z_t - \alpha\bar z)/\sigma,
 
 and every prediction's target is linear in :math:`(\bar z, \bar\epsilon)` (Xu, Tong & Jaakkola 2023, arXiv
-2302.00670, Eq. 6, where it is written for the score). As n grows the targets tend to those of the exact
-score of the data; a batch that is the whole training set gives that of the training set itself.
+2302.00670, Eq. 6, where it is written for the score). A batch that is the whole training set gives the
+targets of the exact score of that set, and with n the scatter about the mean goes to zero.
+
+The rows of a batch are exchangeable, so the weights are the exact posterior of the source given the batch and
+:math:`z_t`, and :math:`E[\bar z \mid z_t] = E[z_0 \mid z_t]` for every n: what is minimised stays as it is.
+(The bias of order 1/n in the paper is that of independent references at a given :math:`z_t`.)
 """
 
 from __future__ import annotations

@@ -181,9 +181,8 @@ class Mixture:
     Example:
         >>> from sdediff.processes import VE
         >>> times = Mixture((UniformTime(), LogNormal()), (1.0, 3.0))
-        >>> t = times.sample(stratified(0.5, 4), VE())
-        >>> float(t[2]) == float(UniformTime().sample(torch.tensor(0.5), VE()))
-        True
+        >>> times.sample(torch.tensor([0.125]), VE())  # the middle of the first share
+        tensor([0.5000], dtype=torch.float64)
     """
 
     parts: tuple[Times, ...]
