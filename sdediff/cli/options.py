@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from jsonargparse import ArgumentParser, Namespace
 from sdediff import networks, processes
 from sdediff.model import DiffusionModel
 from sdediff.predictions import PREDICTIONS
-from sdediff.training import LOSSES, fit
+from sdediff.training import LOSSES, Cosine, InverseSqrt, fit
 
 from . import tables
 from .parsing import UsageError, check_config, default, make_parser, nearest, parse, read_config, value_of
@@ -26,9 +27,9 @@ FROM_DATA = {
     "dims": lambda shape: len(shape) - 1,
 }
 #: Those of conditional networks, which this command does not train.
-CONDITIONS = ("cond_dim", "num_classes")
+CONDITIONS = ("cond_dim", "num_classes", "optional_cond", "augment_dim")
 #: Options that say where and how, not what: left out of config.yaml.
-PLACE = ("config", "out", "resume", "progress", "device")
+PLACE = ("config", "out", "resume", "progress", "device", "trackers", "workers")
 PARTS: dict[str, dict[str, Any]] = {"process": processes.REGISTRY, "network": networks.REGISTRY}
 #: Parameters of fit and of the model that are given otherwise, or make no sense in words.
 FIT_APART: set[str | int] = {
@@ -43,6 +44,16 @@ FIT_APART: set[str | int] = {
     "optimizer",
     "loss",
     "lr",
+    "averages",
+    "callbacks",
+    "trackers",
+    "accelerator",
+    "cond_dropout",
+}
+#: How the learning rate goes on from its peak, from (peak, steps).
+SCHEDULES: dict[str, Callable[[float, int], Any]] = {
+    "inverse-sqrt": lambda lr, steps: InverseSqrt(lr),
+    "cosine": lambda lr, steps: Cosine(lr, steps, warmup=min(100, max(1, steps // 10))),
 }
 MODEL_APART: set[str | int] = {"network", "process", "data_shape", "prediction"}
 
@@ -94,6 +105,20 @@ def make_options(process: str, network: str | None) -> ArgumentParser:
     add("--dequantise", type=bool, default=False, help="add uniform (0, 1) noise to whole numbers")
     add("--loss", type=Literal[tuple(LOSSES)], default=default(fit, "loss"), help="weights of noise levels")
     add("--lr", type=float, default=default(fit, "lr"), help="peak learning rate")
+    add("--schedule", type=Literal[tuple(SCHEDULES)], default="inverse-sqrt", help="of the learning rate")
+    add(
+        "--sigma_rel",
+        type=list[float],
+        default=[],
+        help="lengths of power-function averages of the weights kept in snapshots, such as [0.05,0.1]",
+    )
+    add("--preview_every", type=int | None, default=None, help="steps between pictures of samples and errors")
+    add(
+        "--trackers",
+        type=list[str],
+        default=[],
+        help="of Accelerate, beside log.csv, such as [tensorboard]",
+    )
     kinds, own = Literal[tuple(PREDICTIONS)], default(DiffusionModel, "prediction")
     add("--prediction", type=kinds, default=own, help="what the network predicts")
     add_device(parser)

@@ -15,17 +15,22 @@ from torch import Tensor
 from sdediff import files, networks, processes
 from sdediff.data import dequantise
 from sdediff.model import DiffusionModel
-from sdediff.training import TrainingResult, fit
+from sdediff.training import Power, Preview, TrainingResult, fit
+from sdediff.training.engine import is_main
+from sdediff.training.folder import RunFolder
 from sdediff.training.sources import isolated_rng, step_seed
 
 from . import tables
-from .options import FROM_DATA, PLACE, named, read_options
+from .options import FROM_DATA, PLACE, SCHEDULES, named, read_options
 from .parsing import UsageError
 from .trained import device_of
 
 
 def main(argv: list[str]) -> int:
-    """Train a model and write its run: config.yaml, log.csv, checkpoint, held_out.npy, model.safetensors."""
+    """Train a model and write its run: config.yaml, log.csv, checkpoints, held_out.npy, models.
+
+    Under a launcher of several processes each trains its share and the first alone writes and prints.
+    """
     argv = named(argv)
     options = read_options(argv)
     if options.data is None or options.out is None:
@@ -33,6 +38,7 @@ def main(argv: list[str]) -> int:
             "data and a folder for the run are needed, such as sdediff train table.csv --out run"
         )
     out, resumed = Path(options.out), _resumed(options)
+    say = print if is_main() else _silent
     rows = tables.read_rows(options.data, options.data_shape)
     tables.check_varies(rows, options.data)
     x, columns = rows
@@ -40,17 +46,22 @@ def main(argv: list[str]) -> int:
         options = read_options([*argv, "--network.name", "MLP" if x.ndim == 2 else "UNet"])
     train, val = tables.split(x, options.val_fraction, options.seed)
     model = build(options, tuple(x.shape[1:]))
-    print(f"data      {len(train)} rows to train on, {len(val)} held out, each of shape {model.data_shape}")
-    print(f"model     {model}")
+    say(f"data      {len(train)} rows to train on, {len(val)} held out, each of shape {model.data_shape}")
+    say(f"model     {model}")
     if tables.are_levels(x) and not options.dequantise and x.ndim > 2:
-        print("note      the data are whole numbers: for log-likelihoods of them train with --dequantise")
-    if not resumed:
+        say("note      the data are whole numbers: for log-likelihoods of them train with --dequantise")
+    if not resumed and is_main():
         _begin(out, options, val, columns)
     result = _fit(model, train, val, options, out)
-    if resumed:
-        _write_config(out, options)
-    _report(result, out, len(val))
+    if is_main():
+        if resumed:
+            _write_config(out, options)
+        _report(result, out, len(val))
     return 0
+
+
+def _silent(*words: object) -> None:
+    """What the other processes print."""
 
 
 def build(options: Namespace, shape: tuple[int, ...]) -> DiffusionModel:
@@ -72,7 +83,6 @@ def build(options: Namespace, shape: tuple[int, ...]) -> DiffusionModel:
     return model.to(device_of(options.device))
 
 
-CHECKPOINT = "checkpoint.safetensors"
 #: Arguments of the model that are options as they are.
 PLAIN = ("prediction", "prior", "scale_mode")
 
@@ -85,6 +95,9 @@ def _construct(registry: dict[str, Any], section: Namespace, **fixed: Any) -> An
 def _fit(model: DiffusionModel, train: Tensor, val: Tensor, options: Namespace, out: Path) -> TrainingResult:
     """Call fit with its own options; a run that fails before it has trained leaves nothing behind."""
     own = {name: options[name] for name in inspect.signature(fit).parameters if name in options}
+    own["lr"] = SCHEDULES[options.schedule](options.lr, options.steps)
+    own["averages"] = [Power(length) for length in options.sigma_rel]
+    own["callbacks"] = [Preview(every=options.preview_every)] if options.preview_every else []
     held = tables.floats(val) if len(val) else None
     try:
         return fit(
@@ -95,21 +108,27 @@ def _fit(model: DiffusionModel, train: Tensor, val: Tensor, options: Namespace, 
             **own,
         )
     except KeyboardInterrupt:
-        if not (out / CHECKPOINT).exists():
+        if RunFolder(out).latest() is None:
             _leave(out)
             raise KeyboardInterrupt("interrupted before the first step") from None
         raise KeyboardInterrupt(
             f"interrupted; what was trained is kept, sdediff train --out {out} --resume goes on with it"
         ) from None
+    except SystemExit:
+        if is_main():
+            print(
+                f"stopped   by SIGTERM after a checkpoint: sdediff train --out {out} --resume goes on with it"
+            )
+        raise
     except Exception:
-        if not any((out / name).exists() for name in (CHECKPOINT, "log.csv")):
+        if RunFolder(out).latest() is None and not (out / "log.csv").exists():
             _leave(out)
         raise
 
 
 def _resumed(options: Namespace) -> bool:
     """Whether there is a run to go on with; one that would be lost is refused."""
-    exists = (Path(options.out) / CHECKPOINT).exists()
+    exists = RunFolder(options.out).latest() is not None
     if exists and not options.resume:
         raise ValueError(
             f"{options.out} holds a run already: give --resume to go on with it, or another --out"
@@ -133,9 +152,13 @@ def _begin(out: Path, options: Namespace, val: Tensor, columns: list[str] | None
 
 
 def _leave(out: Path) -> None:
-    for name in BESIDE:
+    """Take away what was written, on the main process."""
+    if not is_main():
+        return
+    for name in (*BESIDE, "config.json", "environment.json"):
         (out / name).unlink(missing_ok=True)
-    with suppress(OSError):  # it holds other files
+    with suppress(OSError):  # they hold other files
+        (out / "checkpoints").rmdir()
         out.rmdir()
 
 

@@ -3,7 +3,7 @@
 from sdediff.training.adaptive import Adaptive
 from sdediff.training.bound import VariationalBound
 from sdediff.training.conditions import drop
-from sdediff.training.ema import EMA
+from sdediff.training.ema import EMA, Averages, Exponential, Power, Profile
 from sdediff.training.fit import AdamW, TrainingResult, fit
 from sdediff.training.losses import LOSSES, DenoisingLoss, Loss
 from sdediff.training.objective import DenoisingObjective, Draw, Objective, StepLoss, squared_error
@@ -20,6 +20,7 @@ from sdediff.training.times import (
     UniformTime,
     stratified,
 )
+from sdediff.training.trainer import Callback, Moment
 from sdediff.training.uncertainty import LearnedUncertainty
 from sdediff.training.validation import NoiseLevels
 from sdediff.training.weightings import (
@@ -43,12 +44,15 @@ __all__ = [
     "X0",
     "AdamW",
     "Adaptive",
+    "Averages",
     "Balanced",
+    "Callback",
     "Cosine",
     "DenoisingLoss",
     "DenoisingObjective",
     "Draw",
     "Eps",
+    "Exponential",
     "InverseSqrt",
     "Karras",
     "LearnedUncertainty",
@@ -58,10 +62,13 @@ __all__ = [
     "Loss",
     "MinSNR",
     "Mixture",
+    "Moment",
     "Native",
     "NoiseLevels",
     "Objective",
+    "Power",
     "Preview",
+    "Profile",
     "Score",
     "Sigmoid",
     "StableTargets",

@@ -147,6 +147,11 @@ class Engine:
             self.accelerator.log({k: v for k, v in values.items() if v is not None}, step=step)
 
 
+def is_main() -> bool:
+    """Whether this process is the first of those its launcher started."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def full(value: Tensor) -> Tensor:
     """The whole of a tensor of which a process may hold a part; every process must ask for it."""
     return value.full_tensor() if hasattr(value, "full_tensor") else value

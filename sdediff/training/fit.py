@@ -20,7 +20,15 @@ from sdediff.training.engine import Engine
 from sdediff.training.folder import RunFolder
 from sdediff.training.losses import DenoisingLoss, get_loss
 from sdediff.training.schedules import InverseSqrt
-from sdediff.training.sources import DEFAULT_BATCH_SIZE, Source, check_rows, convert, make_source, step_seed
+from sdediff.training.sources import (
+    DEFAULT_BATCH_SIZE,
+    Source,
+    check_rows,
+    convert,
+    isolated_rng,
+    make_source,
+    step_seed,
+)
 from sdediff.training.trainer import Callback, Settings, Trainer, augmented
 from sdediff.training.validation import NoiseLevels, Validation
 
@@ -276,8 +284,9 @@ def _prepare(
         check_same(stored.config, config, folder.latest())
     if stored is not None:
         load_weights(model, stored.weights, "the checkpoint")  # before the loss and the held-out data see it
-    objective, seed, augment = settings.loss.objective(model), settings.seed, settings.augment
-    objective.to(engine.device)
+    seed, augment = settings.seed, settings.augment
+    with isolated_rng(step_seed(seed, "objective", 0)):  # a loss may have weights of its own
+        objective = settings.loss.objective(model).to(engine.device)
     validation = None if val is None else Validation(model, val, val_cond, objective, seed, augment)
     trainer = Trainer(model, source, settings, objective, engine, validation, folder, stored)
     if folder is not None and engine.main:

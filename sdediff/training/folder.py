@@ -87,6 +87,8 @@ class RunFolder:
         """Make the folder, clear it of an earlier run unless this one goes on, and say what runs where."""
         (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
         starts: list[Any] = []
+        for stale in (*self.path.glob(".*.tmp"), *self.path.glob("*/.*.tmp")):  # of a killed process
+            stale.unlink(missing_ok=True)
         if resumed:
             with_starts = self.path / "environment.json"
             starts = json.loads(with_starts.read_text()) if with_starts.exists() else []
