@@ -3,9 +3,9 @@
 `python tests/benchmarks/mnist.py mnist10k.npz:images` trains as configs/mnist.yaml says (through `sdediff
 train`, into `--run`; a model that is there already is taken, a run that was cut is resumed), writes a picture
 of samples to `--picture` and prints bits/dim of the first held-out images: of a single uniform draw (an upper
-bound of the probability's bits, in expectation over the draw), of the noise of t_min cut to the cell, and of a
-dequantiser fitted to the model on training images. The trace of 784 dimensions is Hutchinson's, so there is no
-importance weighting. Errors are standard errors: of the mean over images, and of the probes.
+bound of the probability's bits, in expectation over the draw), of the noise of t_min cut to the cell, and of
+a dequantiser fitted to the model on training images. The trace of 784 dimensions is Hutchinson's, so there is
+no importance weighting. Errors are standard errors: of the mean over images, and of the probes.
 Results are written to `--out` as they come.
 """
 
