@@ -301,6 +301,7 @@ def test_huggingface_datasets(tmp_path: Path, images: np.ndarray) -> None:
     features = hub.Features(
         {"image": hub.Image(), "label": kinds, "a": hub.Value("float64"), "n": hub.Value("int32")}
         | {"v": hub.Sequence(hub.Value("float32")), "s": hub.Value("string")}
+        | {"ragged": hub.Sequence(hub.Value("float32"))}
     )
     content = {
         "image": [Image.fromarray(image) for image in images],
@@ -309,6 +310,7 @@ def test_huggingface_datasets(tmp_path: Path, images: np.ndarray) -> None:
         "n": list(range(7)),
         "v": [[i, i + 1, i + 2] for i in range(7)],
         "s": ["x"] * 7,
+        "ragged": [[1.0]] * 6 + [[1.0, 2.0]],
     }
     whole = hub.Dataset.from_dict(content, features=features)
     hub.DatasetDict({"train": whole, "test": whole.select([2])}).save_to_disk(str(tmp_path / "saved"))
@@ -327,9 +329,13 @@ def test_huggingface_datasets(tmp_path: Path, images: np.ndarray) -> None:
     assert data.open_dataset(whole.remove_columns(["image", "a"])).columns == ["n"]
     with pytest.raises(ValueError, match=r"row 6 \(counted from 0\), column 'a': the value is missing"):
         table.take([0, 6])
+    with pytest.raises(
+        ValueError, match=r"rows 5 to 6, column 'ragged': the values are .* not as many in each"
+    ):
+        data.open_dataset(whole, columns=["ragged"]).take([5, 6])
     with pytest.raises(ValueError, match=r"no column 'b': it holds image \(image\), label \(label\)"):
         data.open_dataset(whole, columns=["b"])
-    with pytest.raises(ValueError, match=r"s \(string\): choose one column of images or arrays"):
+    with pytest.raises(ValueError, match=r"s \(string\), .*: choose one column of images or arrays"):
         data.open_dataset(whole, columns=["s"])
     with pytest.raises(ValueError, match="has the parts train, test: choose one, such as key='train'"):
         data.open_dataset(tmp_path / "saved")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -133,13 +134,15 @@ class HuggingFaceRows(RowDataset):
         parts = []
         for name in names:
             values = np.asarray(batch[name])
+            with suppress(TypeError, ValueError):  # rows of other lengths, say
+                values = values.astype(np.float64) if values.dtype.kind == "O" else values  # None becomes NaN
             if values.dtype.kind not in "biuf":
                 raise ValueError(
-                    f"{self.name}, column {name!r}: a value is missing or no number in rows {rows[0]} to "
-                    f"{rows[-1]}: fill it, drop the row or choose others by columns="
+                    f"{self.name}, rows {rows[0]} to {rows[-1]}, column {name!r}: the values are no numbers, "
+                    "or not as many in each row: choose others by columns="
                 )
-            if values.dtype.kind == "f" and not np.isfinite(values).all():
-                bad = ~np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+            bad = ~np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+            if bad.any():
                 raise ValueError(
                     f"{self.name}, row {rows[bad.argmax()]} (counted from 0), column {name!r}: the value is "
                     "missing or not finite; fill it, drop the row or choose others by columns="
