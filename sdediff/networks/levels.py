@@ -64,8 +64,8 @@ class Levels(nn.Module):
     #: The prediction of a model that this network can serve.
     needs_prediction = "edm"
 
-    shift: Tensor
-    scale: Tensor
+    shift: Tensor | None
+    scale: Tensor | None
 
     def __init__(
         self,
@@ -103,13 +103,13 @@ class Levels(nn.Module):
                 "low": self.low,
                 "width": self.width,
             }
-        self.register_buffer("shift", torch.zeros(()))
-        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("shift", None)  # 0, and a scale of 1, until the model's units are known
+        self.register_buffer("scale", None)
 
     def set_units(self, shift: Tensor, scale: Tensor) -> None:
         """Take over the model's units, ``x = shift + scale z``, of shapes that broadcast to a datum's."""
+        like = next(self.network.parameters(), torch.empty(0))
         for name, value in (("shift", shift), ("scale", scale)):
-            like = getattr(self, name)
             setattr(self, name, value.detach().to(like.device, like.dtype, copy=True))
 
     def forward(
@@ -142,9 +142,9 @@ class Levels(nn.Module):
             return (b * x + self._pull(x / a, b / a, scores.to(x.dtype))) / a
 
     def _pull(self, z: Tensor, noise: Tensor, scores: Tensor) -> Tensor:
-        """r = (D - z)/noise at z in model units, like z."""
-        y = (self.shift + self.scale * z - self.low) / self.width
-        s = self.scale * noise / self.width
+        """Give r = (D - z)/noise at z in model units, like z."""
+        shift, scale = (0.0, 1.0) if self.shift is None else (self.shift, self.scale)
+        y, s = (shift + scale * z - self.low) / self.width, scale * noise / self.width
         inside = torch.minimum(torch.maximum(y, -REACH * s), self.levels + REACH * s)
         edges = torch.arange(self.levels + 1, dtype=z.dtype, device=z.device)
         edges = edges.reshape(-1, *[1] * (z.ndim - 1))
