@@ -236,16 +236,28 @@ class SemiLinear:
         return self._table[t]
 
     def _compute(self, t: Tensor) -> tuple[Tensor, ...]:
-        p = self.process
-        alpha, sigma, d_sigma, d_lam = p.alpha(t), p.sigma(t), p.d_sigma(t), p.d_lam(t)
+        alpha, sigma = self.process.alpha(t), self.process.sigma(t)
+        drift, noise = self._drift(t, alpha, sigma), self._noise(t, sigma)
+        return alpha, sigma, self.process.lam(t), *drift, noise, self._eta(t)
+
+    def _eta(self, t: Tensor) -> Tensor:
         eta = self.eta(t) if callable(self.eta) else self.eta
-        eta = torch.as_tensor(eta, dtype=t.dtype, device=t.device).expand_as(t)
-        # With eps = (x - alpha D)/sigma the drift is linear in x and D.
-        extra = torch.where(eta == 0, 0.0, eta**2 * d_lam)
-        drift_x = d_sigma / sigma - extra
-        drift_d = p.d_alpha(t) - alpha * drift_x
-        noise = torch.where(eta == 0, 0.0, eta * sigma * torch.sqrt(-2 * d_lam))
-        return alpha, sigma, p.lam(t), drift_x, drift_d, noise, eta
+        return torch.as_tensor(eta, dtype=t.dtype, device=t.device).expand_as(t)
+
+    def _drift(self, t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """The drift's factors of x and D: with ``eps = (x - alpha D)/sigma`` it is linear in both."""
+        drift_x = self.process.d_sigma(t) / sigma
+        if not self.deterministic:
+            eta = self._eta(t)
+            drift_x = drift_x - torch.where(eta == 0, 0.0, eta**2 * self.process.d_lam(t))
+        return drift_x, self.process.d_alpha(t) - alpha * drift_x
+
+    def _noise(self, t: Tensor, sigma: Tensor) -> Tensor:
+        """The diffusion ``eta g``."""
+        if self.deterministic:
+            return torch.zeros_like(t)
+        eta = self._eta(t)
+        return torch.where(eta == 0, 0.0, eta * sigma * torch.sqrt(-2 * self.process.d_lam(t)))
 
     def denoise(self, t: Time, x: Tensor) -> Tensor:
         """D(t, x) for these samples."""
@@ -259,6 +271,9 @@ class SemiLinear:
         return combination(a, x, b, self.denoise(t, x))
 
     def velocity(self, t: Time, x: Tensor) -> Tensor:
+        if isinstance(t, Tensor):  # of a sample's own times only what is needed is computed
+            s = t.double()
+            return self.blend(t, x, *self._drift(s, self.process.alpha(s), self.process.sigma(s)))
         c = self.coefficients(t)
         return self.blend(t, x, c.drift_x, c.drift_d)
 
@@ -267,7 +282,10 @@ class SemiLinear:
         return self.blend(t, x, 1 + h * c.drift_x, h * c.drift_d)
 
     def noise_scale(self, t: Time, x: Tensor) -> Any:
-        return self.at(t, x).noise
+        if isinstance(t, Tensor):
+            s = t.double()
+            return expand(self._noise(s, self.process.sigma(s)).to(x.dtype), x)
+        return self.coefficients(t).noise
 
     def score(self, t: Time, x: Tensor) -> Tensor:
         """``(alpha D - x)/sigma^2``, the score of the noised data."""

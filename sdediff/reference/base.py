@@ -191,6 +191,8 @@ class ClosedForm(ABC):
 
 def _column(schedule: Callable[[Tensor], Tensor], t: Time, x: Tensor) -> Tensor:
     """schedule(t), computed in float64, as a (B, 1) or (1, 1) tensor beside x."""
+    if isinstance(t, Tensor) and t.shape == x.shape[:1] and len(t) and t.stride(0) == 0:
+        t = t[0]  # one time for all rows, expanded: all that depends on it alone is computed once
     t = torch.as_tensor(t, dtype=torch.float64)
     if t.ndim > 1 or (t.ndim == 1 and t.shape != x.shape[:1]):
         raise ValueError(
