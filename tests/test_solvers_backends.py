@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -80,11 +81,18 @@ def test_adaptive_methods_meet_their_tolerance_on_a_closed_form(name: str) -> No
 MIXTURE, PROCESS = random_mixture(2, 3, seed=0, dtype=F64), VP(t_min=1e-2)
 
 
+@cache
+def flow(start: float, end: float) -> tuple[Tensor, Tensor]:
+    """Four states at `start` and where the mixture's flow takes them, to 1e-11."""
+    problem = SemiLinear(PROCESS, lambda t, x: MIXTURE.denoise(PROCESS, x, t))
+    x = solvers.noise.normal(3, torch.arange(4), 0, 0, (2,), F64)
+    return x, solve(problem, x, (start, end), "dopri5", rtol=1e-11, atol=1e-11).x
+
+
 @pytest.mark.parametrize("name", [n for n in ADAPTIVE if solvers.get(n).order >= 5])
 def test_flows_of_a_mixture_agree_with_ours(name: str) -> None:
     problem = SemiLinear(PROCESS, lambda t, x: MIXTURE.denoise(PROCESS, x, t))
-    x = solvers.noise.normal(3, torch.arange(4), 0, 0, (2,), F64)
-    mine = solve(problem, x, solver="dopri5", rtol=1e-10, atol=1e-10).x
+    x, mine = flow(PROCESS.t_max, PROCESS.t_min)
     theirs = solve(problem, x, solver=name, rtol=1e-7, atol=1e-7).x
     torch.testing.assert_close(theirs, mine, rtol=0, atol=2e-4)
 
@@ -96,11 +104,10 @@ def test_flows_of_a_mixture_agree_with_ours(name: str) -> None:
 def test_fixed_methods_of_torchdiffeq_on_an_uneven_grid(name: str, native: str | None) -> None:
     """The same step where we have the method, and the method's order on a grid whose steps differ."""
     problem = SemiLinear(PROCESS, lambda t, x: MIXTURE.denoise(PROCESS, x, t))
-    x = solvers.noise.normal(3, torch.arange(4), 0, 0, (2,), F64)
+    x, exact = flow(0.9, 0.1)
     run = lambda solver, n: solve(problem, x, (0.9, 0.1), solver, steps=n, grid="rho").x  # noqa: E731
     if native is not None:
         torch.testing.assert_close(run(f"torchdiffeq/{name}", 12), run(native, 12), rtol=1e-10, atol=1e-10)
-    exact = solve(problem, x, (0.9, 0.1), "dopri5", rtol=1e-11, atol=1e-11).x
     order = solvers.get(f"torchdiffeq/{name}").order
     errors = [float((run(f"torchdiffeq/{name}", n) - exact).abs().max()) for n in (80, 160)]
     assert order - 0.15 <= math.log2(errors[0] / errors[1]) <= order + 0.6
@@ -210,7 +217,8 @@ def test_a_users_own_error_is_not_swallowed(name: str, error: type[Exception]) -
 def test_nothing_requires_gradients_that_nobody_asked_for(name: str) -> None:
     linear = solvers.get(name).needs_linear_part
     problem = SemiLinear(PROCESS, lambda t, x: 0.5 * x) if linear else ODE(lambda t, x: -x)
-    assert not solve(problem, rows(1.0), (0.9, 0.5), name).x.requires_grad
+    how = {} if solvers.get(name).adaptive else {"steps": 8}
+    assert not solve(problem, rows(1.0), (0.9, 0.5), name, **how).x.requires_grad
 
 
 # -- one sample at a time --------------------------------------------------------------------------------
@@ -390,12 +398,21 @@ def blurred_signs(eta: float) -> SemiLinear:
     return SemiLinear(PROCESS, denoiser, eta)
 
 
+def grid(steps: int) -> Tensor:
+    return torch.linspace(0.9, 0.2, steps + 1, dtype=F64)
+
+
+@cache
+def strong_truth() -> tuple[Tensor, BrownianPath, Tensor]:
+    """100 starts, a path, and where a native method of 1024 steps takes them along it."""
+    x = solvers.noise.normal(3, torch.arange(100), 0, 0, (2,), F64)
+    path = BrownianPath(Noise.like(x, 0), tuple(grid(128).tolist()))
+    return x, path, solve(blurred_signs(1.0), x, solver="stochastic-heun", grid=grid(1024), brownian=path).x
+
+
 def strong_slope(name: str, first: int = 16) -> float:
     """From root mean square errors of 100 rows on one path, against a native method 16 times finer."""
-    x = solvers.noise.normal(3, torch.arange(100), 0, 0, (2,), F64)
-    grid = lambda k: torch.linspace(0.9, 0.2, k + 1, dtype=F64)  # noqa: E731
-    path = BrownianPath(Noise.like(x, 0), tuple(grid(128).tolist()))
-    truth = solve(blurred_signs(1.0), x, solver="stochastic-heun", grid=grid(1024), brownian=path).x
+    x, path, truth = strong_truth()
 
     def error(steps: int) -> float:
         sol = solve(blurred_signs(1.0), x, solver=name, grid=grid(steps), brownian=path)
@@ -404,14 +421,20 @@ def strong_slope(name: str, first: int = 16) -> float:
     return math.log2(error(first) / error(4 * first)) / 2
 
 
+@cache
+def blurred_flow() -> tuple[Tensor, Tensor]:
+    """20 starts, and where the flow of blurred signs takes them from 0.9 to 0.2."""
+    x = solvers.noise.normal(3, torch.arange(20), 0, 0, (2,), F64)
+    return x, solve(blurred_signs(0.0), x, (0.9, 0.2), "dopri5", rtol=1e-11, atol=1e-11).x
+
+
 @pytest.mark.parametrize("method", [m for m in torchsde_backend.METHODS if m != "srk"])
 def test_orders_of_torchsde_methods_for_a_reverse_diffusion(method: str) -> None:
-    x = solvers.noise.normal(3, torch.arange(20), 0, 0, (2,), F64)
-    flow = solve(blurred_signs(0.0), x, (0.9, 0.2), "dopri5", rtol=1e-11, atol=1e-11).x
+    x, exact = blurred_flow()
     name, orders = f"torchsde/{method}", solvers.get(f"torchsde/{method}").orders
     assert orders.ode is not None and orders.strong is not None
     errors = [
-        float((solve(blurred_signs(0.0), x, (0.9, 0.2), name, steps=n, grid="uniform").x - flow).abs().max())
+        float((solve(blurred_signs(0.0), x, (0.9, 0.2), name, steps=n, grid="uniform").x - exact).abs().max())
         for n in (64, 128)
     ]
     ode, strong = (
@@ -432,33 +455,41 @@ def test_stratonovich_methods_refuse_noise_that_depends_on_the_state(method: str
 ADAPTIVE_SDE = [m for m in torchsde_backend.METHODS if m not in ("euler", "reversible_heun")]
 
 
+#: An Ornstein-Uhlenbeck process that grows stiffer.
+QUICKENING = SDE(lambda t, x: -(1 + 20 * t) * x, lambda t, x: torch.ones_like(x))
+
+
+@cache
+def ornstein_uhlenbeck() -> tuple[Tensor, Tensor]:
+    """Three starts, and where 1024 steps take them along the path of seed 7."""
+    x = rows(1.0, -2.0, 0.3)
+    path = BrownianPath(Noise.like(x, 7), (0.0, 1.0))
+    fine = torch.linspace(0, 1, 1025, dtype=F64)
+    return x, solve(QUICKENING, x, solver="stochastic-heun", grid=fine, brownian=path).x
+
+
 @pytest.mark.parametrize("method", ADAPTIVE_SDE)
 def test_adaptive_torchsde_follows_the_path(method: str) -> None:
     """Ornstein-Uhlenbeck on one path: the error falls with the tolerance, rejected steps and all."""
-    problem = SDE(lambda t, x: -(1 + 20 * t) * x, lambda t, x: torch.ones_like(x))
-    x = rows(1.0, -2.0, 0.3)
-    path = BrownianPath(Noise.like(x, 7), (0.0, 1.0))
-    grid = torch.linspace(0, 1, 1025, dtype=F64)
-    truth = solve(problem, x, solver="stochastic-heun", grid=grid, brownian=path).x
+    x, truth = ornstein_uhlenbeck()
     errors, nfe = [], []
-    for tol in (1e-1, 3e-2, 5e-3):
+    for tol in (1e-1, 5e-3):
         solver = solvers.get(f"torchsde/{method}", adaptive=True)
-        sol = solve(problem, x, (0.0, 1.0), solver, rtol=tol, atol=tol, seed=7, save_at=[0.0, 0.4, 1.0])
+        sol = solve(QUICKENING, x, (0.0, 1.0), solver, rtol=tol, atol=tol, seed=7, save_at=[0.0, 0.4, 1.0])
         assert bool(sol.ok.all()) and sol.t.tolist() == [1.0] * 3 and solver.batch_coupled
         assert sol.path is not None and torch.equal(sol.path[-1], sol.x) and torch.equal(sol.path[0], x)
         errors.append(float((sol.x - truth).abs().max()))
         nfe.append(int(sol.nfe[0]))
-    assert errors[2] < 0.5 * errors[0] and errors[2] < 0.03, errors
+    assert errors[1] < 0.5 * errors[0] and errors[1] < 0.03, errors
     assert nfe == sorted(nfe) and int(sol.rejected[0]) + int(sol.accepted[0]) > 20
 
 
 def test_adaptive_torchsde_one_sample_at_a_time() -> None:
-    problem = SDE(lambda t, x: -(1 + 20 * t) * x, lambda t, x: torch.ones_like(x))
     solver = solvers.get("torchsde/srk", adaptive=True, per_sample=True)
     assert not solver.batch_coupled
     x, keep = rows(1.0, -2.0), torch.tensor([1])
-    whole = solve(problem, x, (0.0, 1.0), solver, seed=3)
-    alone = solve(problem, x[keep], (0.0, 1.0), solver, seed=3, indices=keep)
+    whole = solve(QUICKENING, x, (0.0, 1.0), solver, seed=3)
+    alone = solve(QUICKENING, x[keep], (0.0, 1.0), solver, seed=3, indices=keep)
     assert torch.equal(whole.x[keep], alone.x) and int(whole.nfe[1]) == int(alone.nfe[0])
 
 
@@ -518,14 +549,14 @@ def test_schedulers_on_our_grids_are_our_solvers(
 def test_ode_orders_of_schedulers(method: str) -> None:
     """On a mixture's flow; those that compute in float32 are measured where that does not show."""
     task = SemiLinear(PROCESS, lambda t, x: MIXTURE.denoise(PROCESS, x, t))
-    x = solvers.noise.normal(3, torch.arange(4), 0, 0, (2,), F64)
-    exact = solve(task, x, (0.9, 0.1), "dopri5", rtol=1e-11, atol=1e-11).x
+    x, exact = flow(0.9, 0.1)
     solver = solvers.get(f"diffusers/{method}")
+    fine = 120 if method == "LMSDiscrete" else 240  # its coefficients are integrals that SciPy computes
     errors = [
         float((solve(task, x, (0.9, 0.1), solver, steps=n, grid="uniform").x - exact).abs().max())
-        for n in (60, 240)
+        for n in (60, fine)
     ]
-    slope, order = math.log2(errors[0] / errors[1]) / 2, solver.order
+    slope, order = math.log(errors[0] / errors[1], fine / 60), solver.order
     assert order - 0.15 <= slope <= order + 1.6, slope
 
 
