@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import cache
 from typing import Any
 
 import pytest
@@ -31,9 +32,14 @@ def gaussian(
 ) -> tuple[SemiLinear, Any]:
     """Gaussian data: the problem, and the variance of the noised data as a function of time."""
 
-    def denoiser(t: float | Tensor, x: Tensor) -> Tensor:
+    @cache
+    def factors(t: float) -> tuple[float, float]:
         alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
-        return mean + alpha * variance / (alpha**2 * variance + sigma**2) * (x - alpha * mean)
+        return alpha, alpha * variance / (alpha**2 * variance + sigma**2)
+
+    def denoiser(t: float, x: Tensor) -> Tensor:
+        alpha, gain = factors(t)
+        return mean + gain * (x - alpha * mean)
 
     def law(t: float) -> float:
         return float(process.alpha(t)) ** 2 * variance + float(process.sigma(t)) ** 2
@@ -42,30 +48,29 @@ def gaussian(
 
 
 class Probe(Noise):
-    """Noise of zeros, but for one draw of one stream, which is one."""
+    """Noise of zeros, but for one draw of one stream in every row but the first, which is one."""
 
-    lit: tuple[int, int] | None = None
+    lit: tuple[tuple[int, int] | None, ...]
 
     def at(self, counter: int) -> Probe:
         return self
 
     def normal(self, stream: int = Stream.STEP, draw: int = 0, draws: int = 1) -> Tensor:
-        value = 1.0 if self.lit == (stream, draw) else 0.0
-        return torch.full((len(self.indices), *self.shape), value, dtype=self.dtype)
+        return torch.tensor([[float(lit == (stream, draw))] for lit in self.lit], dtype=self.dtype)
 
 
-def probe(stream: int | None = None, draw: int = 0) -> Probe:
-    noise = Probe(0, torch.arange(1), (1,), F64)
-    object.__setattr__(noise, "lit", None if stream is None else (stream, draw))
+@cache
+def probe(iterations: int) -> Probe:
+    lit = (None, *((Stream.CORRECTOR, i) for i in range(iterations)), (Stream.STEP, 0))
+    noise = Probe(0, torch.arange(len(lit)), (1,), F64)
+    object.__setattr__(noise, "lit", lit)
     return noise
 
 
 def affine(kernel: Any, iterations: int) -> tuple[float, float]:
     """``(a, c)`` of the kernel ``x -> a x + sum b_i z_i``, c = sum b_i^2, with x's mean at 0."""
-    zero = torch.zeros(1, 1, dtype=F64)
-    a = float(kernel(zero + 1, probe()))
-    draws = [(Stream.CORRECTOR, i) for i in range(iterations)] + [(Stream.STEP, 0)]
-    return a, sum(float(kernel(zero, probe(*draw))) ** 2 for draw in draws)
+    a, *b = kernel(rows(1.0, *[0.0] * (iterations + 1)), probe(iterations)).flatten().tolist()
+    return a, sum(value**2 for value in b)
 
 
 # -- correctors ------------------------------------------------------------------------------------------
@@ -163,13 +168,14 @@ def test_bias_of_predictor_corrector_is_bounded_by_snr_alone(make: Any) -> None:
 
     The predictor, DDIM for eta = 1, is exact in law but for O(1/steps): hence the slack on both sides.
     """
-    for variance, snr, steps in itertools.product((0.01, 1.0, 25.0), (0.08, 0.32), (60, 240)):
+    for variance, steps in itertools.product((0.01, 1.0, 25.0), (60, 240)):
         task, law = gaussian(PROCESS, variance)
         times = PROCESS.default_grid(steps).tolist()
         alone = variances(solvers.PredictorCorrector(solvers.DDIM(), make(1e-6)), task, law, times)
-        bias = variances(solvers.PredictorCorrector(solvers.DDIM(), make(snr)), task, law, times)
         slack = abs(alone) + 1e-9
-        assert -slack <= bias <= snr**2 / (1 - snr**2) + slack, (variance, snr, steps, bias, alone)
+        for snr in (0.08, 0.32):
+            bias = variances(solvers.PredictorCorrector(solvers.DDIM(), make(snr)), task, law, times)
+            assert -slack <= bias <= snr**2 / (1 - snr**2) + slack, (variance, snr, steps, bias, alone)
 
 
 def test_bias_of_predictor_corrector_stays_where_the_corrector_still_acts() -> None:
