@@ -108,15 +108,20 @@ class Run:
 
     def report(self, solution: Solution) -> None:
         """Tell of failed samples as the caller asked."""
-        if self.on_failure == "ignore" or bool(solution.ok.all()):
-            return
-        message = solution.describe_failure()
-        if self.on_failure == "raise":
-            raise SolverError(message, solution)
-        warnings.warn(
-            message + '; their rows hold the last state reached (on_failure="raise" makes this an error)',
-            stacklevel=4,
-        )
+        tell_failures(solution, self.on_failure, stacklevel=5)
+
+
+def tell_failures(solution: Solution, on_failure: str, stacklevel: int = 3) -> None:
+    """Warn of failed samples, or raise a SolverError, or leave it."""
+    if on_failure == "ignore" or bool(solution.ok.all()):
+        return
+    message = solution.describe_failure()
+    if on_failure == "raise":
+        raise SolverError(message, solution)
+    warnings.warn(
+        message + '; their rows hold the last state reached (on_failure="raise" makes this an error)',
+        stacklevel=stacklevel,
+    )
 
 
 def check_span(model: DiffusionModel, span: tuple[float, float] | None) -> tuple[float, float]:

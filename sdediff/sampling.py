@@ -116,7 +116,7 @@ def sample(
         >>> sample(model, 5, solver="ddim", steps=10).shape
         torch.Size([5, 2])
     """
-    n = _check_request(n, return_log_prob, denoise or return_solution)
+    n = check_request(n, return_log_prob, denoise or return_solution)
     run = Run.of(
         model,
         solver,
@@ -165,7 +165,8 @@ def _check_path(path: BrownianPath | None, n: int, indices: Any) -> Tensor:
     return torch.arange(n)
 
 
-def _check_request(n: Any, return_log_prob: bool, also: bool) -> int:
+def check_request(n: Any, return_log_prob: bool, also: bool) -> int:
+    """The number of samples, if it is one and what is asked for beside them goes together."""
     number = isinstance(n, Real | Tensor) and not isinstance(n, bool)
     if not number or not n >= 1 or int(n) != n:
         raise ValueError(f"n={n} is not a number of samples: give a whole number of at least 1")

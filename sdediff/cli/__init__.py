@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
+from sdediff.group import silent
+
 from .parsing import UsageError, nearest
 
 __all__ = ["main"]
@@ -41,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    words = words[words[:1] == ["--"] :]  # torchrun needs it before options that look like its own
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     with warnings.catch_warnings():
@@ -51,15 +54,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         except SystemExit as leaving:  # --help
             return int(leaving.code or 0)
         except UsageError as error:
-            status, message = USAGE, str(error)
+            status, message, quiet = USAGE, str(error), silent()
         except KeyboardInterrupt as error:
-            status, message = INTERRUPTED, str(error) or "interrupted"
+            status, message, quiet = INTERRUPTED, str(error) or "interrupted", silent()
         except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
             if debug:
                 raise
             status, message = FAILURE, " ".join(str(error).split()) or type(error).__name__
+            quiet = silent(error)
     prefix = f"sdediff {words[0]}" if words and words[0] in COMMANDS else "sdediff"
-    print(f"{prefix}: {message}", file=sys.stderr)
+    if not quiet:
+        print(f"{prefix}: {message}", file=sys.stderr)
     return status
 
 
@@ -100,4 +105,5 @@ def _help() -> str:
 
 def _tell(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
     """A warning as a sentence, without the line of code it came from."""
-    print(f"sdediff: warning: {message}", file=sys.stderr)
+    if not silent():
+        print(f"sdediff: warning: {message}", file=sys.stderr)

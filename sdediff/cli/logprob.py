@@ -6,7 +6,8 @@ import hashlib
 import inspect
 import os
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +18,12 @@ from tqdm import tqdm
 
 from sdediff import __version__
 from sdediff.data.readers import locate
+from sdediff.group import Group, launched
 from sdediff.likelihood import (
     Divergence,
     Exact,
     Hutchinson,
+    LogLikelihood,
     Quantisation,
     discrete_log_likelihood,
     log_likelihood,
@@ -46,30 +49,44 @@ PLACE = {"model", "data", "out", "plots", "check_rows"}
 
 
 def main(argv: list[str]) -> int:
-    """Evaluate rows, write a table of them and two figures, and print their mean."""
+    """Evaluate rows, write a table of them and two figures, and print their mean.
+
+    The processes of a launch evaluate a batch each at a time; the first keeps the table and tells of it.
+    """
     options = parse(make_options(), argv)
     divergence, quantisation = _divergence(options, argv), _quantisation(options, argv)
-    model = load(options)
-    if options.data is None:
-        raise UsageError("data are needed too, such as sdediff logprob run table.csv --out logprob.csv")
-    if options.check_rows < 0:
-        raise ValueError(f"check_rows={options.check_rows}: give a number of rows, or 0 for no check")
-    tables.check_out(options.out, model.data_shape, (".csv",))
-    rows = tables.RowFile(options.data, model.data_shape, options.limit)
-    _check_columns(rows, options, model)
-    evaluation = Evaluation(model, _chosen(options), divergence, quantisation, options.dequantise)
-    size = max(1, _BATCH_NUMBERS // model.dim) if options.batch_size is None else options.batch_size
-    if size < 1:
-        raise ValueError(f"batch_size={size}: give a positive number of rows")
+    with launched() as group:
+        model = load(options, group)
+        if options.data is None:
+            raise UsageError("data are needed too, such as sdediff logprob run table.csv --out logprob.csv")
+        if options.check_rows < 0:
+            raise ValueError(f"check_rows={options.check_rows}: give a number of rows, or 0 for no check")
+        tables.check_out(options.out, model.data_shape, (".csv",))
+        rows = tables.RowFile(options.data, model.data_shape, options.limit)
+        _check_columns(rows, options, model)
+        evaluation = Evaluation(model, _chosen(options), divergence, quantisation, options.dequantise)
+        if options.batch_size is not None and options.batch_size < 1:
+            raise ValueError(f"batch_size={options.batch_size}: give a positive number of rows")
+        table = group.on_main(lambda: _begin(evaluation, rows, options, group.size))
+        _evaluate(evaluation, rows, table, options.bin_width, group)
+        if group.main:
+            table.publish()
+        report(evaluation, rows, table, options, group)
+        if group.main:
+            table.remove_partial()
+    return 0
+
+
+def _begin(evaluation: Evaluation, rows: tables.RowFile, options: Namespace, processes: int) -> Table:
+    """The table, with the rows that an earlier run left in it."""
     total, whole = evaluation.scan(rows)
     if whole and options.bin_width is not None and not options.dequantise:
         print("note      the data are whole numbers: bits per dimension are a bound only with --dequantise")
+    size = options.batch_size or min(max(1, _BATCH_NUMBERS // evaluation.model.dim), -(-total // processes))
     table = Table(options.out, _identity(options, size), size, total)
-    _evaluate(evaluation, rows, table, size, total, options.bin_width)
-    table.publish()
-    report(evaluation, rows, table, options)
-    table.remove_partial()
-    return 0
+    if table.done:
+        print(f"resumed   {table.done} of {total} rows were done already", flush=True)
+    return table
 
 
 def make_options() -> ArgumentParser:
@@ -170,19 +187,31 @@ def _identity(options: Namespace, size: int) -> dict[str, Any]:
 
 
 def _evaluate(
-    evaluation: Evaluation, rows: tables.RowFile, table: Table, size: int, total: int, bin_width: float | None
+    evaluation: Evaluation, rows: tables.RowFile, table: Table, bin_width: float | None, group: Group
 ) -> None:
-    """Evaluate what the table lacks, with a progress bar; a row's probes are the same whatever the batch."""
-    if table.done:
-        print(f"resumed   {table.done} of {total} rows were done already", flush=True)
-    with tqdm(total=total, initial=table.done, unit="row", disable=not sys.stderr.isatty()) as bar:
+    """Evaluate what the table lacks, a batch a process at a time, with a progress bar.
+
+    A row's probes are the same whatever the batch, and its batch whatever the number of processes.
+    """
+    shown = group.main and sys.stderr.isatty()
+    with tqdm(total=table.total, initial=table.done, unit="row", disable=not shown) as bar:
         try:
-            for batch in rows.batches(size, start=table.done):
-                names = torch.arange(table.done, table.done + len(batch))
-                table.append(evaluation(batch, names), bin_width)
+            for batch in rows.batches(table.size * group.size, start=table.done):
+                own = slice(table.size * group.rank, table.size * (group.rank + 1))
+                end = table.done + len(batch)
+                names = torch.arange(table.done, end)[own]
+                for result in group.together(partial(_values, evaluation, batch[own], names), to="main"):
+                    if result is not None:
+                        table.append(result, bin_width)
+                table.done = end
                 bar.update(len(batch))
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
-                f"interrupted; {table.done} of {total} rows are kept in {table.path}, and the same command "
-                "goes on with the others"
+                f"interrupted; {table.done} of {table.total} rows are kept in {table.path}, and the same "
+                "command goes on with the others"
             ) from None
+
+
+def _values(evaluation: Evaluation, x: Tensor, names: Tensor) -> LogLikelihood | None:
+    """What a table needs of these rows, on the host; None where a process has none."""
+    return replace(evaluation(x, names).cpu(), latent=None) if len(x) else None

@@ -15,6 +15,8 @@ import torch
 from jsonargparse import Namespace
 
 from sdediff import viz
+from sdediff.group import Group
+from sdediff.likelihood import LogLikelihood
 from sdediff.likelihood.calibration import Calibration
 
 from .logprob_rows import Evaluation
@@ -107,22 +109,31 @@ def summarise(rows: Iterable[Row]) -> dict[str, Summary]:
     return found
 
 
-def report(evaluation: Evaluation, rows: RowFile, table: Table, options: Namespace) -> None:
-    """Print what is in a whole table, and draw it."""
+def report(evaluation: Evaluation, rows: RowFile, table: Table, options: Namespace, group: Group) -> None:
+    """Print what is in a whole table, and draw it; all processes evaluate the rows of the check."""
+    stem = Path(options.out).with_suffix("")
+    written, spent = group.on_main(lambda: _summary(table, options, f"{stem}.histogram.png"))
+    if options.plots and options.check_rows:
+        outcome, how = check(evaluation, rows, table, options.check_rows, spent, group)
+        if outcome is not None:
+            written += _verdict(outcome, how, f"{stem}.calibration.png")
+    if group.main:
+        print(f"wrote     {', '.join(written)}")
+
+
+def _summary(table: Table, options: Namespace, path: str) -> tuple[list[str], float]:
+    """Print and draw the values; returns the files written, and the vector-Jacobian products spent."""
     summaries = summarise(table.rows())
     for kind, summary in summaries.items():
         _tell(kind, summary)
     print(f"solver    {describe(options)}")
-    written, stem = [options.out], Path(options.out).with_suffix("")
-    if options.plots and any(summary.columns["log_prob"].n for summary in summaries.values()):
-        written.append(f"{stem}.histogram.png")
-        title = f"{options.data} under {options.model}"
-        viz.save(viz.binned_log_prob(histogram(table, summaries), title=title), written[-1])
-    if options.plots and options.check_rows:
-        columns = [summary.columns["divergence_evaluations"] for summary in summaries.values()]
-        spent = sum(column.mean * column.n for column in columns)
-        written += _check(evaluation, rows, table, options.check_rows, spent, f"{stem}.calibration.png")
-    print(f"wrote     {', '.join(written)}")
+    columns = [summary.columns["divergence_evaluations"] for summary in summaries.values()]
+    spent = sum(column.mean * column.n for column in columns)
+    if not options.plots or not any(summary.columns["log_prob"].n for summary in summaries.values()):
+        return [options.out], spent
+    title = f"{options.data} under {options.model}"
+    viz.save(viz.binned_log_prob(histogram(table, summaries), title=title), path)
+    return [options.out, path], spent
 
 
 def _tell(kind: str, summary: Summary) -> None:
@@ -177,26 +188,40 @@ def histogram(table: Table, summaries: dict[str, Summary]) -> dict[str, viz.Bins
     }
 
 
-def _check(
-    evaluation: Evaluation, rows: RowFile, table: Table, count: int, spent: float, path: str
-) -> list[str]:
-    """Evaluate some rows anew, say how the table's errors hold, and draw it."""
+def check(
+    evaluation: Evaluation, rows: RowFile, table: Table, count: int, spent: float, group: Group
+) -> tuple[Calibration | None, str]:
+    """Compare rows of the table, drawn at random, with another evaluation of them, and say which.
+
+    Args:
+        evaluation: The table's.
+        rows: The data.
+        table: The table.
+        count: Number of rows, at most those there are.
+        spent: Vector-Jacobian products that the table took.
+        group: The processes that share the work; None is returned to all but the first.
+    """
     count = min(count, table.done)
     other, how = evaluation.anew(count, spent)
-    print(f"check     {count} rows anew: {how}", flush=True)
-    outcome = check(evaluation, other, rows, table, count)
+    if group.main:
+        print(f"check     {count} rows anew: {how}", flush=True)
+    draw = np.random.default_rng(evaluation.seed).choice(table.done, count, replace=False)
+    chosen = np.sort(draw).tolist()
+    own = chosen[group.share(count)]
+    parts = group.together(lambda: other(rows.take(own), torch.tensor(own)).cpu() if own else None, to="main")
+    if not group.main:
+        return None, how
+    wanted = set(chosen)
+    stated = likelihood([row for row in table.rows() if int(row["row"]) in wanted])
+    anew = LogLikelihood.join([part for part in parts if part is not None])
+    return Calibration.of(stated, anew), how
+
+
+def _verdict(outcome: Calibration, how: str, path: str) -> list[str]:
+    """Say how the table's errors hold, and draw it; returns the files written."""
     if not len(outcome.difference):
         print("          none of them has a value and a known error")
         return []
     print(f"          {outcome.verdict}")
     viz.save(viz.calibration(outcome, title=f"Stated errors against {how}"), path)
     return [path]
-
-
-def check(evaluation: Evaluation, other: Evaluation, rows: RowFile, table: Table, count: int) -> Calibration:
-    """Compare rows of the table, drawn at random, with another evaluation of them."""
-    draw = np.random.default_rng(evaluation.seed).choice(table.done, count, replace=False)
-    chosen = np.sort(draw).tolist()
-    wanted = set(chosen)
-    stated = likelihood([row for row in table.rows() if int(row["row"]) in wanted])
-    return Calibration.of(stated, other(rows.take(chosen), torch.tensor(chosen)).cpu())

@@ -42,10 +42,11 @@ class Table:
     def __init__(self, out: str, identity: Mapping[str, Any], size: int, total: int) -> None:
         self.out, self.path = out, Path(f"{out}.partial")
         self.identity = json.loads(json.dumps(identity))
+        self.size, self.total = size, total
         #: Rows that are in the file.
-        self.done = self._open(size, total)
+        self.done = self._open()
 
-    def _open(self, size: int, total: int) -> int:
+    def _open(self) -> int:
         if not self.path.exists():
             files.write_text(self.path, json.dumps(self.identity) + "\n")
             return 0
@@ -58,7 +59,7 @@ class Table:
                 place += len(line)
                 if not line.startswith(b"%d," % row) or not line.endswith(b"\n"):
                     break  # it was cut
-                if (row + 1) % size == 0 or row + 1 == total:
+                if (row + 1) % self.size == 0 or row + 1 == self.total:
                     kept, end = row + 1, place
         os.truncate(self.path, end)
         return kept

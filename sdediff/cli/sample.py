@@ -5,11 +5,15 @@ from __future__ import annotations
 import inspect
 import sys
 import time
+from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
+from sdediff import sharding
+from sdediff.group import Group, launched
+from sdediff.model import DiffusionModel
 from sdediff.sampling import sample
 from solvers import Solution
 
@@ -21,24 +25,37 @@ KINDS = (".npy", ".npz", ".csv", ".png")
 
 
 def main(argv: list[str]) -> int:
-    """Draw samples and write them."""
+    """Draw samples and write them; each process of a launch draws some, and the first writes all."""
     options = parse(make_options(), argv)
-    model = load(options)
-    tables.check_out(options.out, model.data_shape, KINDS)
-    levels = tables.check_levels(options.levels)
-    known = inspect.signature(sample).parameters
-    chosen = {name: value for name, value in options.items() if name in known and name != "model"}
-    began = time.perf_counter()
-    with tqdm(total=options.n, unit="sample", disable=not sys.stderr.isatty()) as bar:
-        x, solution = sample(
-            model, **chosen, return_solution=True, progress=lambda done: bar.update(done - bar.n)
-        )
-    seconds = time.perf_counter() - began
-    tables.write_rows(options.out, x, levels, columns(options, model))
-    _report(options, x, solution, seconds)
-    print(f"solver    {describe(options)}")
-    print(f"wrote     {options.out}")
+    with launched() as group:
+        model = load(options, group)
+        tables.check_out(options.out, model.data_shape, KINDS)
+        levels = tables.check_levels(options.levels)
+        began = time.perf_counter()
+        drawn = _draw(model, options, group)
+        if group.main:
+            x, solution = drawn
+            tables.write_rows(options.out, x, levels, columns(options, model))
+            _report(options, x, solution, time.perf_counter() - began)
+            print(f"solver    {describe(options)}")
+            print(f"wrote     {options.out}")
     return 0
+
+
+def _draw(model: DiffusionModel, options: Namespace, group: Group) -> Any:
+    """Samples and their solution, on the first process; its own samples move the bar."""
+    known = {*inspect.signature(sample).parameters} - {"model"}
+    chosen = {name: value for name, value in options.items() if name in known}
+    own = group.share(options.n)
+    shown = group.main and sys.stderr.isatty()
+    with tqdm(total=own.stop - own.start, unit="sample", disable=not shown) as bar:
+        return sharding.sample(
+            model,
+            **chosen,
+            return_solution=True,
+            to="main",
+            progress=lambda done: bar.update(done - bar.n),
+        )
 
 
 def make_options() -> ArgumentParser:

@@ -10,6 +10,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 
 import sdediff
+from sdediff.group import Group
 from sdediff.model import DiffusionModel
 from solvers import GRIDS
 
@@ -56,13 +57,13 @@ def model_file(path: str) -> Path:
     return file / "model.safetensors"
 
 
-def load(options: Namespace) -> DiffusionModel:
-    """The model that the options name, on its device; a grid's file is read into its place."""
+def load(options: Namespace, group: Group) -> DiffusionModel:
+    """The model that the options name, on this process's device; a grid's file is read into its place."""
     if options.model is None:
         raise UsageError("a model is needed: give the folder of a run, or a .safetensors file")
     if options.grid is not None and options.grid.endswith(".json"):
         options.grid = sdediff.load_grid(options.grid)
-    return sdediff.load(model_file(options.model), device=device_of(options.device))
+    return sdediff.load(model_file(options.model), device=device_of(options.device or str(group.device)))
 
 
 def device_of(name: str | None) -> torch.device:

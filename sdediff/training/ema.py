@@ -152,9 +152,10 @@ class Averages:
     def update(self) -> None:
         """Take the module's present weights into the averages."""
         self.updates += 1
-        present = [_wide(p) for p in self._live.values()]
+        present = [_shard(_wide(p)) for p in self._live.values()]
         for profile, shadow in zip(self.profiles, self.shadows, strict=True):
-            torch._foreach_lerp_(list(shadow.values()), present, 1 - profile.decay_at(self.updates))
+            held = [_shard(value) for value in shadow.values()]
+            torch._foreach_lerp_(held, present, 1 - profile.decay_at(self.updates))
 
     def state(self) -> dict[str, Tensor]:
         """The averages themselves, not copies, by ``"index.name"``."""
@@ -232,3 +233,8 @@ class EMA(Averages):
 def _wide(parameter: Tensor) -> Tensor:
     """A parameter's values in float32 at least; no copy where they are."""
     return parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32))
+
+
+def _shard(value: Tensor) -> Tensor:
+    """What this process holds of a tensor: the same memory."""
+    return value.to_local() if hasattr(value, "to_local") else value
