@@ -1,0 +1,64 @@
+"""What the commands are given to train on: image folders, Parquet, mapped arrays, bundled data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sdediff import data
+from sdediff.cli import tables
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for i in range(5):
+        Image.fromarray(np.full((6, 5), 40 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    return tmp_path
+
+
+def test_a_folder_is_rows_that_are_split_written_and_read_again(folder: Path, tmp_path: Path) -> None:
+    rows = tables.open_rows(str(folder))
+    assert torch.equal(tables.read_rows(str(folder)).values, rows.take(range(5))[0])
+    assert tables.are_levels(rows)
+    train, val = tables.parts(str(folder), rows, 0.4, seed=1)
+    expected = tables.split(rows.take(range(5))[0], 0.4, seed=1)
+    tables.write_rows(tmp_path / "held.npy", val)
+    assert torch.equal(data.read(tmp_path / "held.npy"), expected[1])
+    assert torch.equal(tables.floats(train), expected[0].float())
+    flat = tables.open_rows(str(folder), (30,))
+    assert torch.equal(flat.take([3])[0], rows.take([3])[0].reshape(1, 30))
+    with pytest.raises(
+        ValueError, match=r"rows of shape \(1, 6, 5\) where rows of shape \(2, 2\) are needed"
+    ):
+        tables.open_rows(str(folder), (2, 2))
+
+
+def test_what_is_too_large_for_memory_stays_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.save(tmp_path / "a.npy", np.arange(40.0).reshape(20, 2))
+    monkeypatch.setattr(tables, "IN_MEMORY", 100)
+    rows = tables.open_rows(str(tmp_path / "a.npy"))
+    train, val = tables.parts("a.npy", rows, 0.2, seed=0)
+    kept = tables.floats(train)
+    assert isinstance(kept, data.RowDataset) and len(kept) == 16
+    assert isinstance(tables.floats(val), torch.Tensor)
+
+
+def test_constant_columns_are_named(tmp_path: Path) -> None:
+    parquet, pa = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    parquet.write_table(pa.table({"u": [1.0, 2.0, 3.0], "v": [4.0, 4.0, 4.0]}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="column 'v' is constant and has no density: leave it out"):
+        tables.open_rows(str(tmp_path / "a.parquet"))
+    assert tables.open_rows(str(tmp_path / "a.parquet"), columns=["u"]).columns == ["u"]
+    np.save(tmp_path / "a.npy", np.array([[1.0, 0], [2, 0]]))
+    with pytest.raises(ValueError, match=r"column 1 \(counted from 0\) is constant"):
+        tables.open_rows(str(tmp_path / "a.npy"))
+
+
+def test_data_that_come_along_have_their_own_held_out_rows() -> None:
+    train, val = tables.parts("digits", tables.open_rows("digits"), 0.5, seed=3)
+    split = data.digits()
+    assert torch.equal(tables.floats(train), split.train) and torch.equal(tables.floats(val), split.val)
