@@ -105,14 +105,9 @@ class DiffusionModel(nn.Module):
             )
         if prior not in ("matched", "standard"):
             raise ValueError(f'prior={prior!r} is not known: take "matched" or "standard"')
-        needed = getattr(network, "needs_prediction", prediction)
-        if prediction != needed:
-            raise ValueError(
-                f"a {type(network).__name__} network needs prediction={needed!r} and was given "
-                f"prediction={prediction!r}: give the one it needs, or another network"
-            )
         self.network, self.process = network, process
-        self.prediction, self.data_shape = check_prediction(prediction), tuple(int(n) for n in data_shape)
+        self.prediction = check_prediction(prediction, network)
+        self.data_shape = tuple(int(n) for n in data_shape)
         self.prior, self.scale_mode = prior, units.check_mode(scale_mode, self.data_shape)
         self.register_buffer("shift", torch.zeros((), dtype=torch.float64))
         self.register_buffer("scale", torch.ones((), dtype=torch.float64))

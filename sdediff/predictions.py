@@ -64,10 +64,16 @@ PREDICTIONS: dict[str, Combination] = {
 }
 
 
-def check_prediction(name: str) -> str:
-    """Return a known prediction's name, raise ValueError for another."""
+def check_prediction(name: str, network: object) -> str:
+    """Return a known prediction's name, raise ValueError for another or for one the network cannot serve."""
     if name not in PREDICTIONS:
         raise ValueError(f"prediction={name!r} is not known: take one of {', '.join(PREDICTIONS)}")
+    needed = getattr(network, "needs_prediction", name)  # as networks.Whitened has it
+    if name != needed:
+        raise ValueError(
+            f"a {type(network).__name__} network needs prediction={needed!r} and was given "
+            f"prediction={name!r}: give the one it needs, or another network"
+        )
     return name
 
 

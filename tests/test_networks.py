@@ -11,7 +11,19 @@ import torch
 from torch import Tensor, nn
 from torch.func import jacfwd, jacrev, jvp, vjp, vmap
 
-from sdediff.networks import MLP, REGISTRY, FourierFeatures, NoiseEmbedding, UNet
+from sdediff.networks import (
+    ADM,
+    MLP,
+    REGISTRY,
+    DDPMpp,
+    DiT,
+    FourierFeatures,
+    NCSNpp,
+    NoiseEmbedding,
+    SizedDiT,
+    UNet,
+)
+from sdediff.networks.blocks import Attention, Double, Halve, Style
 
 CASES = {
     "mlp-1": (lambda **k: MLP(dim=1, hidden=16, blocks=2, **k), (1,)),
@@ -23,9 +35,20 @@ CASES = {
     "unet-pixel": (lambda **k: UNet(channels=1, base=4, groups=3, **k), (1, 1, 1)),
     "unet-line": (lambda **k: UNet(channels=1, base=8, attention=(), **k), (1, 1, 9)),
     "unet-attends": (lambda **k: UNet(channels=1, base=8, blocks=2, attention=(0, 1), **k), (1, 3, 2)),
-    "unet-volume": (lambda **k: UNet(channels=1, dims=3, base=4, **k), (1, 3, 2, 5)),
+    "unet-volume": (lambda **k: UNet(channels=1, dims=3, base=4, fir=True, **k), (1, 3, 2, 5)),
+    "ddpmpp": (lambda **k: DDPMpp(**DDPMPP | k), (2, 9)),
+    "ncsnpp": (lambda **k: NCSNpp(**NCSNPP | k), (1, 5, 3)),
+    "ncsnpp-large": (lambda **k: NCSNpp(**NCSNPP | PYRAMIDS | k), (1, 3, 6)),
+    "adm-like": (lambda **k: UNet(2, base=8, resample="block", rescale=False, **k), (2, 3, 5)),
+    "dit-signal": (lambda **k: DiT(channels=2, dims=1, width=16, depth=1, heads=2, **k), (2, 7)),
+    "dit-odd": (lambda **k: DiT(channels=3, patch=3, width=16, depth=2, heads=2, ratio=2, **k), (3, 5, 4)),
 }
-SMALL = ["mlp-vector", "unet-signal", "unet-odd", "unet-pixel", "unet-attends"]
+TINY = {"base": 8, "blocks": 1, "dropout": 0.0}
+DDPMPP = {"channels": 2, "dims": 1, "multipliers": (1, 2), **TINY}
+NCSNPP = {"channels": 1, "multipliers": (1, 1, 2), **TINY}
+PYRAMIDS = {"input_pyramid": "skip", "output_pyramid": "skip"}
+SMALL = ["mlp-vector", "unet-signal", "unet-odd", "unet-pixel", "unet-attends", "ncsnpp-large", "dit-odd"]
+KINDS = ["mlp-vector", "unet-odd", "ncsnpp", "ncsnpp-large", "adm-like", "dit-odd"]
 
 
 def stir(net: nn.Module, scale: float = 0.3) -> nn.Module:
@@ -137,7 +160,7 @@ def test_derivative_in_time_matches_a_central_difference(case: str) -> None:
     assert torch.allclose(slope, difference, rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("case", ["mlp-vector", "unet-odd", "unet-attends", "unet-pixel"])
+@pytest.mark.parametrize("case", [*KINDS, "unet-attends", "unet-pixel", "dit-signal"])
 def test_every_weight_is_used_and_every_pixel_is_seen(case: str) -> None:
     net, x, t = build(case)
     x.requires_grad_()
@@ -146,7 +169,7 @@ def test_every_weight_is_used_and_every_pixel_is_seen(case: str) -> None:
     assert (x.grad.abs() > 1e-9).all()
 
 
-@pytest.mark.parametrize("case", ["mlp-vector", "unet-signal", "unet-odd"])
+@pytest.mark.parametrize("case", ["mlp-vector", "unet-signal", "unet-odd", "dit-odd"])
 def test_conditions_matter_and_stay_in_their_row(case: str) -> None:
     for arguments, cond in (
         ({"cond_dim": 2}, torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.5, -1.0], [2.0, 2.0]])),
@@ -164,7 +187,7 @@ def test_conditions_matter_and_stay_in_their_row(case: str) -> None:
     assert torch.equal(net(x, t, cond.to(torch.uint8)), y)
 
 
-@pytest.mark.parametrize("case", ["mlp-vector", "unet-odd"])
+@pytest.mark.parametrize("case", ["mlp-vector", "unet-odd", "dit-signal"])
 @pytest.mark.parametrize("kind", ["cond_dim", "num_classes"])
 def test_a_condition_may_be_absent(case: str, kind: str) -> None:
     net, x, t = build(case, optional_cond=True, **{kind: 3})
@@ -190,7 +213,7 @@ def test_a_condition_may_be_absent(case: str, kind: str) -> None:
     assert all(p.grad.isfinite().all() and p.grad.any() for p in net.parameters())
 
 
-@pytest.mark.parametrize("case", ["mlp-vector", "unet-odd"])
+@pytest.mark.parametrize("case", ["mlp-vector", "unet-odd", "dit-signal"])
 def test_augmentation_labels_matter_and_default_to_zeros(case: str) -> None:
     net, x, t = build(case, augment_dim=3, num_classes=2, optional_cond=True)
     labels, cond = torch.randn(4, 3, dtype=torch.float64), torch.tensor([0, 1, -1, 1])
@@ -217,16 +240,87 @@ def test_config_rebuilds_the_network(case: str, arguments: dict[str, object]) ->
 
 
 def test_config_names_every_constructor_argument() -> None:
-    for cls, net in ((MLP, MLP(3)), (UNet, UNet(base=4))):
+    for cls, net in ((MLP, MLP(3)), (UNet, UNet(base=4)), (DiT, DiT(width=8, depth=1))):
         names = cls.__init__.__code__.co_varnames[1 : cls.__init__.__code__.co_argcount]
         assert sorted(net.config) == sorted(names)
 
 
 def test_dropout_acts_only_in_training() -> None:
-    for case in ("mlp-vector", "unet-signal"):
+    for case in ("mlp-vector", "unet-signal", "dit-signal"):
         net, x, t = build(case, dropout=0.5)
         assert not torch.equal(net(x, t), net(x, t))
         assert torch.equal(net.eval()(x, t), net(x, t))
+
+
+@pytest.mark.parametrize("case", ["mlp-vector", "ncsnpp-large", "adm-like", "dit-odd"])
+def test_learns_a_small_problem(case: str) -> None:
+    make, shape = CASES[case]
+    torch.manual_seed(0)
+    net, (x, t) = make(), batch(shape, dtype=torch.float32)
+    target = x.flip(-1) * t.view(-1, *[1] * len(shape))
+    optimizer, losses = torch.optim.Adam(net.parameters(), lr=1e-2), []
+    for _ in range(30):
+        loss = (net(x, t) - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert min(losses[-5:]) < 0.3 * losses[0]
+
+
+@pytest.mark.parametrize("case", ["mlp-image", "unet-odd", "ncsnpp-large", "dit-odd"])
+def test_several_values_for_every_entry(case: str) -> None:
+    make, shape = CASES[case]
+    if case == "ncsnpp-large":  # a setting, which has one output, of a network that may have more
+        net = UNet(**{**make().config, "values": 3}).double()
+    else:
+        net = make(values=3).double()
+    x, t = batch(shape)
+    assert stir(net)(x, t).shape == (4, 3, *shape)
+
+
+def test_published_sizes() -> None:
+    def millions(net: nn.Module, shifts_only: bool = False) -> float:
+        scales = sum(p.numel() for p in net.embedding.modulation.parameters()) / 2
+        return (sum(p.numel() for p in net.parameters()) - shifts_only * scales) / 1e6
+
+    with torch.device("meta"):
+        for size, published in ((64, 295.9), (128, 421.5), (256, 553.8)):
+            assert millions(ADM(size=size, num_classes=1000)) == pytest.approx(published, rel=2e-3)
+        for size, published in (("S", 33), ("B", 130), ("L", 458), ("XL", 675)):
+            net = SizedDiT(size, channels=4, num_classes=1000, optional_cond=True)
+            assert round(millions(net)) == published
+        # Song et al. only shift, and attend once per level on the way up, not after each of five blocks.
+        assert millions(DDPMpp(), shifts_only=True) == pytest.approx(62, rel=0.02)
+        assert millions(NCSNpp(), shifts_only=True) == pytest.approx(62, rel=0.03)
+
+
+@pytest.mark.parametrize("fir", [False, True])
+@pytest.mark.parametrize("size", [(1,), (6,), (7,), (1, 4), (5, 2), (3, 2, 1)])
+def test_changes_of_size_keep_constants_and_undo_each_other(size: tuple[int, ...], fir: bool) -> None:
+    style = Style(len(size), 8, 0.0, True, 64, fir)
+    ones = torch.ones(2, 3, *size, dtype=torch.float64) * torch.arange(1.0, 4).view(3, *[1] * len(size))
+    half = Halve(style).double()(ones)
+    assert half.shape[2:] == tuple(-(-n // 2) for n in size)
+    assert torch.allclose(half, ones[(..., *(slice(n) for n in half.shape[2:]))], rtol=1e-14)
+    assert torch.allclose(Double(style).double()(half, torch.Size(size)), ones, rtol=1e-14)
+
+
+def test_the_filter_keeps_aliases_out_and_lines_straight() -> None:
+    style = Style(1, 8, 0.0, True, 64, True)
+    line = torch.arange(12, dtype=torch.float64).view(1, 1, -1)
+    waves = (-1) ** line
+    assert torch.allclose(Halve(style).double()(line)[0, 0, 1:-1], line[0, 0, 2:-2:2] + 0.5)
+    assert Halve(style).double()(waves)[0, 0, 1:-1].abs().max() < 1e-14
+    assert torch.allclose(Double(style).double()(line)[0, 0, 1:-1], torch.arange(1, 23).double() / 2 - 0.25)
+
+
+@pytest.mark.parametrize("case", ["unet-odd", "ncsnpp-large", "dit-odd"])
+def test_channels_last_gives_the_same(case: str) -> None:
+    net, x, t = build(case)
+    y = net(x, t)
+    net.to(memory_format=torch.channels_last)
+    assert torch.allclose(net(x.to(memory_format=torch.channels_last), t), y, rtol=1e-11, atol=1e-12)
 
 
 def test_forward_leaves_the_generator_and_the_inputs_alone() -> None:
@@ -262,9 +356,7 @@ def test_attention_ignores_the_order_of_pixels() -> None:
 
 
 def test_heads_attend_as_torch_does() -> None:
-    from sdediff.networks.unet import Attention
-
-    attention = stir(Attention(128, 8).double())
+    attention = stir(Attention(Style(1, 8, 0.0, True, 64, False), 128).double())
     x = torch.randn(2, 128, 6, dtype=torch.float64)
     q, k, v = (
         part.reshape(2, 2, 64, 6).transpose(2, 3) for part in attention.qkv(attention.norm(x)).chunk(3, dim=1)
@@ -316,6 +408,16 @@ def test_modulation_starts_near_the_identity() -> None:
         (lambda: UNet(blocks=0), "blocks=0"),
         (lambda: UNet(dropout="much"), "dropout='much'"),
         (lambda: UNet(cond_dim=1, num_classes=2), "one kind of condition"),
+        (lambda: UNet(resample="fir"), "resample='fir': take one of conv, block"),
+        (lambda: UNet(input_pyramid="x"), "input_pyramid='x': take one of none, residual, skip"),
+        (lambda: UNet(output_pyramid=True), "output_pyramid=True: take one of none, skip"),
+        (lambda: UNet(head_channels=0), "head_channels=0"),
+        (lambda: UNet(values=0), "values=0"),
+        (lambda: ADM(size=32), "ADM was given size=32: take one of 64, 128, 256"),
+        (lambda: SizedDiT("M"), "SizedDiT was given size='M': take one of S, B, L, XL"),
+        (lambda: DiT(dims=4), "DiT was given dims=4"),
+        (lambda: DiT(width=30), "width=30, which 4 heads and 4 parts of positions do not divide"),
+        (lambda: DiT(patch=0), "DiT was given patch=0"),
         (lambda: FourierFeatures(4, lowest=2.0, highest=1.0), "lowest <= highest"),
     ],
 )
@@ -327,7 +429,7 @@ def test_wrong_arguments_are_named(make, said: str) -> None:
 
 PLAIN, VECTOR, LABEL = MLP(3, hidden=8), MLP(3, hidden=8, cond_dim=2), MLP(3, hidden=8, num_classes=4)
 AUGMENTED, OPTIONAL = MLP(3, hidden=8, augment_dim=2), MLP(3, hidden=8, num_classes=4, optional_cond=True)
-IMAGE = UNet(channels=1, base=4)
+IMAGE, TRANSFORMER = UNet(channels=1, base=4), DiT(channels=1, width=8, depth=1)
 X, T, LABELS = torch.zeros(2, 3), torch.zeros(2), torch.tensor([0, 3])
 
 
@@ -361,6 +463,8 @@ X, T, LABELS = torch.zeros(2, 3), torch.zeros(2), torch.tensor([0, 3])
         (IMAGE, (torch.zeros(2, 3, 4, 4), T), r"x of shape \(2, 3, 4, 4\)"),
         (IMAGE, (torch.zeros(2, 1, 0, 4), T), "no empty axis"),
         (IMAGE, (torch.zeros(2, 1, 4, 4), T[:1]), "UNet was given t"),
+        (TRANSFORMER, (torch.zeros(2, 3, 4, 4), T), r"DiT\(channels=1, dims=2\) was given x of shape"),
+        (TRANSFORMER, (torch.zeros(2, 1, 4, 4), T[:1]), "DiT was given t"),
     ],
 )
 def test_wrong_inputs_are_named(net: nn.Module, inputs: tuple[Tensor, ...], said: str) -> None:

@@ -26,11 +26,17 @@ FROM_DATA = {
     "channels": lambda shape: shape[0],
     "dims": lambda shape: len(shape) - 1,
 }
-#: Those of conditional networks, which this command does not train.
-CONDITIONS = ("cond_dim", "num_classes", "optional_cond", "augment_dim")
+#: Those of conditional networks, which this command does not train, and of networks within others.
+CONDITIONS = ("cond_dim", "num_classes", "optional_cond", "augment_dim", "values")
+#: Networks that an option may name: those that are built of numbers and words, not around another one.
+NETWORKS = {
+    n: make for n, make in networks.REGISTRY.items() if "network" not in inspect.signature(make).parameters
+}
+#: Those that the shape of the data chooses between.
+USUAL = ("MLP", "UNet")
 #: Options that say where and how, not what: left out of config.yaml.
 PLACE = ("config", "out", "resume", "progress", "device", "trackers", "workers")
-PARTS: dict[str, dict[str, Any]] = {"process": processes.REGISTRY, "network": networks.REGISTRY}
+PARTS: dict[str, dict[str, Any]] = {"process": processes.REGISTRY, "network": NETWORKS}
 #: Parameters of fit and of the model that are given otherwise, or make no sense in words.
 FIT_APART: set[str | int] = {
     "model",
@@ -139,7 +145,11 @@ def _add_part(parser: ArgumentParser, part: str, chosen: str | None) -> None:
     group.add_argument(f"--{part}.name", type=kind, default=chosen, help=f"--{part} for short")
     if chosen is not None:
         skip: set[str | int] = {*FROM_DATA, *CONDITIONS}
-        group.add_class_arguments(registry[chosen], part, as_group=False, skip=skip, instantiate=False)
+        make: Any = registry[chosen]
+        if inspect.isclass(make):
+            group.add_class_arguments(make, part, as_group=False, skip=skip, instantiate=False)
+        else:
+            group.add_function_arguments(make, part, as_group=False, skip=skip)
 
 
 def _own_config(argv: list[str]) -> str | None:
@@ -177,7 +187,8 @@ def _guess(part: str, argv: list[str]) -> str | None:
     given = {word.split(".", 1)[1] for word in words}
     if not given:
         return None
-    able = [n for n, cls in PARTS[part].items() if given <= set(inspect.signature(cls).parameters)]
+    able = [n for n, make in PARTS[part].items() if given <= set(inspect.signature(make).parameters)]
+    able = [n for n in able if n in USUAL] or able
     if len(able) == 1:
         return able[0]
     example = (able or list(PARTS[part]))[0]

@@ -2,30 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import nn
 
+from .dit import DiT
 from .embeddings import FourierFeatures, NoiseEmbedding
+from .levels import Levels
 from .mlp import MLP
+from .presets import ADM, DDPMpp, NCSNpp, SizedDiT
+from .small import SmallImageNet
 from .unet import UNet
 from .variance import WithVariance
 from .whitened import TableMLP, Whitened
 
 __all__ = [
+    "ADM",
     "MLP",
     "REGISTRY",
+    "DDPMpp",
+    "DiT",
     "FourierFeatures",
+    "Levels",
+    "NCSNpp",
     "NoiseEmbedding",
+    "SizedDiT",
+    "SmallImageNet",
     "TableMLP",
     "UNet",
     "Whitened",
     "WithVariance",
 ]
 
-#: Network classes by name: ``REGISTRY[name](**net.config)`` rebuilds what a file names.
-REGISTRY: dict[str, type[nn.Module]] = {
+#: Networks by name: ``REGISTRY[type(net).__name__](**net.config)`` rebuilds what a file names. Functions are
+#: settings of a class and return it.
+REGISTRY: dict[str, Callable[..., nn.Module]] = {
+    "Levels": Levels,
     "MLP": MLP,
     "TableMLP": TableMLP,
     "UNet": UNet,
+    "DDPMpp": DDPMpp,
+    "NCSNpp": NCSNpp,
+    "ADM": ADM,
+    "DiT": DiT,
+    "SizedDiT": SizedDiT,
+    "SmallImageNet": SmallImageNet,
     "Whitened": Whitened,
     "WithVariance": WithVariance,
 }

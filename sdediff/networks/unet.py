@@ -1,29 +1,44 @@
-"""A U-Net of the DDPM++ family for signals, images and volumes of any size."""
+"""One U-Net for signals, images and volumes of any size, of which the published families are settings."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .blocks import (
+    CONVOLUTIONS,
+    Block,
+    Double,
+    Halve,
+    Inject,
+    Resample,
+    Style,
+    convolution,
+    group_norm,
+    zeroed,
+)
 from .embeddings import NoiseEmbedding, fraction, whole
 
 __all__ = ["UNet"]
 
-CONVOLUTIONS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 AXES = {1: "L", 2: "H, W", 3: "D, H, W"}
+CHOICES = {
+    "resample": ("conv", "block"),
+    "input_pyramid": ("none", "residual", "skip"),
+    "output_pyramid": ("none", "skip"),
+}
+Modulations = Iterator[tuple[Tensor, Tensor]]
 
 
 class UNet(nn.Module):
     r"""U-Net of residual blocks, scaled and shifted by the noise level, with self-attention at chosen levels.
 
-    Level k works with ``base * multipliers[k]`` channels on ``ceil(size / 2^k)`` pixels per axis. The way
-    down halves by strided convolutions; the way up repeats pixels to the exact size of the feature map they
-    join, so data of any size fits without padding. Sums of a block and its input are divided by sqrt(2). The
+    Level k works with ``base * multipliers[k]`` channels on ``ceil(size / 2^k)`` pixels per axis, and the way
+    up returns to the exact sizes of the feature maps it joins, so data of any size fit without padding. The
     output convolution starts at zero, and hence so does the network.
 
     Args:
@@ -33,7 +48,7 @@ class UNet(nn.Module):
         multipliers: Width of each level in units of ``base``, finest first, one per level.
         blocks: Residual blocks per level on the way down; there is one more on the way up.
         attention: Levels with self-attention, negative ones counted from the coarsest; its memory grows with
-            the square of the number of pixels there.
+            the square of the number of pixels there. Where there is any, the middle has it too.
         groups: Largest number of groups in a group norm; the number used divides the channels and leaves at
             least four of them in a group.
         dropout: Probability in [0, 1) of dropping a hidden value of a block while training.
@@ -41,13 +56,23 @@ class UNet(nn.Module):
         num_classes: Number of class labels; 0 for none.
         optional_cond: Whether rows may have no condition: ``cond=None`` for all, label -1 or NaN for one.
         augment_dim: Length of the labels of an augmentation; 0 for none.
+        resample: Between levels, "conv" (a convolution) or "block" (a residual block that changes the size).
+        fir: Whether sizes change through the filter (1, 3, 3, 1), which keeps aliases out, in place of
+            strides, means of two and repetition.
+        input_pyramid: How the data, halved again and again, join the way down: "none", "residual" (by
+            convolutions that build on one another) or "skip" (as they are).
+        output_pyramid: "none", or "skip": the output is a sum of one image per level, doubled as needed.
+        rescale: Whether sums of a block and its input are divided by sqrt(2).
+        head_channels: Channels of a head of attention.
+        values: Numbers put out for every entry; with more than 1 they are the output's second axis.
 
     Raises:
         ValueError: If an argument is out of its range, or conditions do not go together.
 
     References:
         Ronneberger et al. (2015), arXiv:1505.04597; Ho et al. (2020), arXiv:2006.11239, appendix B; Song et
-        al. (2021), arXiv:2011.13456, appendix H, for DDPM++ and the division by sqrt(2).
+        al. (2021), arXiv:2011.13456, appendix H, for ``rescale``, ``fir`` and the
+        pyramids; Zhang (2019), arXiv:1904.11486, for the filter.
 
     Example:
         >>> net = UNet(channels=3, base=8)
@@ -69,41 +94,69 @@ class UNet(nn.Module):
         num_classes: int = 0,
         optional_cond: bool = False,
         augment_dim: int = 0,
+        resample: str = "conv",
+        fir: bool = False,
+        input_pyramid: str = "none",
+        output_pyramid: str = "none",
+        rescale: bool = True,
+        head_channels: int = 64,
+        values: int = 1,
     ) -> None:
         super().__init__()
-        self.config = check_arguments(channels, dims, base, multipliers, blocks, attention, groups, dropout)
-        self.channels, self.dims = self.config["channels"], self.config["dims"]
+        self.config = check_levels(channels, dims, base, multipliers, blocks, attention, groups, dropout)
+        self.config |= check_variant(resample, fir, input_pyramid, output_pyramid, rescale, head_channels)
+        self.channels, self.dims, self.values = channels, dims, whole("UNet", "values", values, 1)
+        self.style = Style(dims, groups, self.config["dropout"], bool(rescale), head_channels, bool(fir))
         widths = [base * multiplier for multiplier in self.config["multipliers"]]
-        last = len(widths) - 1
         attended = {level % len(widths) for level in self.config["attention"]}
-
-        def block(width: int, level: int, attend: bool) -> Block:
-            return Block(dims, width, widths[level], groups, self.config["dropout"], attend)
-
         self.stem = convolution(dims, channels, base)
-        self.down = nn.ModuleList()  # blocks and, between levels, convolutions that halve
-        skips = [base]
-        for level, width in enumerate(widths):
-            for _ in range(blocks):
-                self.down.append(block(skips[-1], level, level in attended))
-                skips.append(width)
-            if level < last:
-                self.down.append(convolution(dims, width, width, stride=2))
-                skips.append(width)
-        self.middle = nn.ModuleList([block(width, last, last in attended), block(width, last, False)])
-        self.up = nn.ModuleList()  # blocks that join a skip and, between levels, convolutions after doubling
-        for level in range(last, -1, -1):
-            for _ in range(blocks + 1):
-                self.up.append(block(width + skips.pop(), level, level in attended))
-                width = widths[level]
-            if level:
-                self.up.append(convolution(dims, width, width))
-        self.norm = group_norm(base * multipliers[0], groups)
-        self.output = zeroed(convolution(dims, base * multipliers[0], channels))
+        self.down, skips = self._way_down(widths, attended)
+        width = widths[-1]
+        self.middle = nn.ModuleList(Block(self.style, width, width, bool(attended) and not i) for i in (0, 1))
+        self.up = self._way_up(widths, attended, skips)
+        self.injections, self.heads = nn.ModuleList(), nn.ModuleList()
+        if input_pyramid != "none":
+            residual = input_pyramid == "residual"
+            inner = [channels, *(widths if residual else [channels] * len(widths))]
+            pairs = zip(inner, widths[:-1], strict=False)
+            self.injections.extend(Inject(self.style, n, width, residual) for n, width in pairs)
+        if output_pyramid != "none":
+            self.heads.extend(head(self.style, width, values * channels) for width in widths[:0:-1])
+            self.enlarge = Double(self.style)
+        self.norm = group_norm(widths[0], groups)
+        self.output = zeroed(convolution(dims, widths[0], values * channels))
         modulated = [part.width for part in (*self.down, *self.middle, *self.up) if isinstance(part, Block)]
         conditions = (cond_dim, num_classes, optional_cond, augment_dim)
         self.embedding = NoiseEmbedding(modulated, 2 * base, 4 * base, *conditions, owner="UNet")
-        self.config |= self.embedding.config
+        self.config |= self.embedding.config | {"values": self.values}
+
+    def _way_down(self, widths: list[int], attended: set[int]) -> tuple[nn.ModuleList, list[int]]:
+        """Blocks and, between levels, what halves; and the channels that each part leaves for the way up."""
+        parts, skips = nn.ModuleList(), [self.config["base"]]
+        for level, width in enumerate(widths):
+            for _ in range(self.config["blocks"]):
+                parts.append(Block(self.style, skips[-1], width, level in attended))
+                skips.append(width)
+            if level + 1 < len(widths):
+                parts.append(self._resizing(width, Halve(self.style)))
+                skips.append(width)
+        return parts, skips
+
+    def _way_up(self, widths: list[int], attended: set[int], skips: list[int]) -> nn.ModuleList:
+        """Blocks that join what the way down left and, between levels, what doubles."""
+        parts, inner = nn.ModuleList(), widths[-1]
+        for level, width in reversed(list(enumerate(widths))):
+            for _ in range(self.config["blocks"] + 1):
+                parts.append(Block(self.style, inner + skips.pop(), width, level in attended))
+                inner = width
+            if level:
+                parts.append(self._resizing(width, Double(self.style)))
+        return parts
+
+    def _resizing(self, width: int, resize: Halve | Double) -> nn.Module:
+        if self.config["resample"] == "block":
+            return Block(self.style, width, width, resize=resize)
+        return Resample(self.style, width, resize)
 
     def forward(
         self, x: Tensor, t: Tensor, cond: Tensor | None = None, augment: Tensor | None = None
@@ -117,7 +170,7 @@ class UNet(nn.Module):
             augment: None, or labels of an augmentation, (B, augment_dim).
 
         Returns:
-            Output, (B, channels, \*size).
+            Output, (B, channels, \*size), or (B, values, channels, \*size).
 
         Raises:
             ValueError: If a shape or dtype does not fit.
@@ -129,90 +182,54 @@ class UNet(nn.Module):
             )
         self.embedding.check_inputs(x, t, cond, augment)
         modulations = iter(self.embedding(t, cond, augment))
-        h = self.stem(x)
-        skips = [h]
-        for part in self.down:
-            h = part(h, *next(modulations)) if isinstance(part, Block) else part(h)
-            skips.append(h)
+        skips = self._descend(x, modulations)
+        h = skips[-1]
         for part in self.middle:
             h = part(h, *next(modulations))
+        heads, image = iter(self.heads), None
         for part in self.up:
-            if isinstance(part, Block):
+            if not resizes(part):
                 h = part(torch.cat([h, skips.pop()], dim=1), *next(modulations))
-            else:
-                # n pixels came from 2n or 2n - 1; either way pixel i there repeats pixel i // 2 here.
-                h = part(F.interpolate(h, size=skips[-1].shape[2:], mode="nearest"))
-        return self.output(F.silu(self.norm(h)))
+                continue
+            if self.heads:
+                image = self._add(next(heads)(h), image)
+            h = run(part, h, modulations, skips[-1].shape[2:])
+        out = self._add(self.output(F.silu(self.norm(h))), image)
+        return out if self.values == 1 else out.unflatten(1, (self.values, self.channels))
+
+    def _descend(self, x: Tensor, modulations: Modulations) -> list[Tensor]:
+        """Return the features that each part on the way down leaves."""
+        skips, pyramid, injections = [self.stem(x)], x, iter(self.injections)
+        for part in self.down:
+            h = run(part, skips[-1], modulations)
+            if self.injections and resizes(part):
+                h, pyramid = next(injections)(h, pyramid)
+            skips.append(h)
+        return skips
+
+    def _add(self, image: Tensor, coarser: Tensor | None) -> Tensor:
+        """Add the doubled image of the coarser levels to one level's image."""
+        return image if coarser is None else image + self.enlarge(coarser, image.shape[2:])
 
 
-class Block(nn.Module):
-    """Residual block, scaled and shifted by the noise level after its second norm; attention is optional."""
-
-    def __init__(self, dims: int, inner: int, width: int, groups: int, dropout: float, attend: bool) -> None:
-        super().__init__()
-        self.width, self.dropout = width, dropout
-        self.norm1 = group_norm(inner, groups)
-        self.conv1 = convolution(dims, inner, width)
-        self.norm2 = group_norm(width, groups, affine=False)
-        self.conv2 = zeroed(convolution(dims, width, width))
-        self.skip = convolution(dims, inner, width, kernel=1) if inner != width else nn.Identity()
-        self.attention = Attention(width, groups) if attend else nn.Identity()
-
-    def forward(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        """Map ``x``, (B, inner, *size), to (B, width, *size); ``scale`` and ``shift`` are (B or 1, width)."""
-        h = self.norm2(self.conv1(F.silu(self.norm1(x))))
-        per_channel = scale.shape + (1,) * (x.ndim - 2)
-        h = F.silu(torch.addcmul(shift.reshape(per_channel), scale.reshape(per_channel), h))
-        if self.dropout and self.training:
-            h = F.dropout(h, self.dropout)
-        return self.attention((self.skip(x) + self.conv2(h)) * math.sqrt(0.5))
+def resizes(part: nn.Module) -> bool:
+    """Return whether a part of a way changes the size."""
+    return isinstance(part, Resample) or part.resize is not None
 
 
-class Attention(nn.Module):
-    """Self-attention over all pixels, with heads of about 64 channels, added to its input."""
-
-    def __init__(self, width: int, groups: int) -> None:
-        super().__init__()
-        self.heads = divisor(width, width // 64)
-        self.norm = group_norm(width, groups)
-        self.qkv = nn.Conv1d(width, 3 * width, 1)
-        self.output = zeroed(nn.Conv1d(width, width, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``x``, (B, width, *size), to the same shape."""
-        flat = x.flatten(2)
-        heads = (x.shape[0], 3 * self.heads, x.shape[1] // self.heads, flat.shape[2])
-        q, k, v = self.qkv(self.norm(flat)).reshape(heads).chunk(3, dim=1)  # (B, heads, channels, pixels)
-        # Written out, because torch's fused attention has no forward-mode derivative on CPUs.
-        weights = (q.transpose(-1, -2) @ k / math.sqrt(heads[2])).softmax(dim=-1)
-        h = (v @ weights.transpose(-1, -2)).reshape(flat.shape)
-        return ((flat + self.output(h)) * math.sqrt(0.5)).reshape(x.shape)
+def run(part: nn.Module, h: Tensor, modulations: Modulations, size: torch.Size | None = None) -> Tensor:
+    """Apply a part of a way; a block takes its scale and shift."""
+    return part(h, *next(modulations), size) if isinstance(part, Block) else part(h, size)
 
 
-def convolution(dims: int, width: int, out: int, kernel: int = 3, stride: int = 1) -> nn.Module:
-    """Return a convolution over ``dims`` axes that gives ``ceil(size / stride)`` pixels per axis."""
-    return CONVOLUTIONS[dims](width, out, kernel, stride=stride, padding=kernel // 2)
+def head(style: Style, width: int, channels: int) -> nn.Module:
+    """Return the layers that make an image of a level's features, zero at first."""
+    return nn.Sequential(
+        group_norm(width, style.groups), nn.SiLU(), zeroed(convolution(style.dims, width, channels))
+    )
 
 
-def group_norm(width: int, groups: int, affine: bool = True) -> nn.GroupNorm:
-    """Return a group norm over ``width`` channels of at most ``groups`` groups."""
-    # At a single pixel a group of one channel is normalised to zero, and the network would not see its input.
-    return nn.GroupNorm(divisor(width, min(groups, width // 4)), width, affine=affine)
-
-
-def divisor(number: int, most: int) -> int:
-    """Return the largest divisor of ``number`` that is at most ``most``, or 1."""
-    return next(n for n in range(max(1, most), 0, -1) if number % n == 0)
-
-
-def zeroed(layer: nn.Module) -> nn.Module:
-    """Return ``layer`` with its parameters set to zero."""
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer
-
-
-def check_arguments(
+def check_levels(
     channels: int,
     dims: int,
     base: int,
@@ -246,4 +263,20 @@ def check_arguments(
         "attention": [int(level) for level in attention],
         "groups": whole("UNet", "groups", groups, 1),
         "dropout": fraction("UNet", "dropout", dropout),
+    }
+
+
+def check_variant(
+    resample: str, fir: bool, input_pyramid: str, output_pyramid: str, rescale: bool, head_channels: int
+) -> dict[str, Any]:
+    """Return the checked settings of a family as a dict, or raise a one-sentence ``ValueError``."""
+    chosen = {"resample": resample, "input_pyramid": input_pyramid, "output_pyramid": output_pyramid}
+    for name, value in chosen.items():
+        if value not in CHOICES[name]:
+            raise ValueError(f"UNet was given {name}={value!r}: take one of {', '.join(CHOICES[name])}.")
+    return {
+        **chosen,
+        "fir": bool(fir),
+        "rescale": bool(rescale),
+        "head_channels": whole("UNet", "head_channels", head_channels, 1),
     }

@@ -208,4 +208,4 @@ class TableMLP(Whitened):
             dim, hidden, blocks, cond_dim, num_classes, dropout, time_dim, optional_cond, augment_dim
         )
         super().__init__(network)
-        self.config = network.config
+        self.config = {name: value for name, value in network.config.items() if name != "values"}
