@@ -113,10 +113,10 @@ def test_units_of_the_data_enter_once():
 
 
 def continuous_limit(chain: Chain, model, x: Tensor, r) -> Tensor:
-    """What the bound tends to: decoder, entropy of q(y | x) at t_min, and the mean over y of ``model.elbo(y)``.
+    """What the bound tends to: decoder, entropy of q(y | x) at t_min, mean over y of ``model.elbo(y)``.
 
-    y = x_1/alpha_1 is the datum noised to t_min. The elbo of Gaussian data is quadratic in y, so the mean over
-    its 2 d sigma points is exact.
+    y = x_1/alpha_1 is the datum noised to t_min. The elbo of Gaussian data is quadratic in y, so the mean
+    over its 2 d sigma points is exact.
     """
     d, std = model.dim, float(chain.sigma[1] / chain.alpha[1])
     shifts = std * math.sqrt(d) * torch.cat([torch.eye(d), -torch.eye(d)]).to(x)
@@ -142,7 +142,8 @@ def test_the_bound_tends_to_the_continuous_one_with_slope_1(process, variance):
 
 def test_some_terms_estimate_all_and_say_how_well():
     """Mean of 40 independent estimates from 6 of 39 terms against 400 draws of all; |z| < 5, and the errors
-    stated explain the scatter (chi-squared of 40 within 5 standard deviations): a false alarm in about 1e6."""
+    stated explain the scatter (chi-squared of 40 within 5 standard deviations): once in
+    a million runs by chance."""
     data = random_mixture(2, 3, seed=1, dtype=F64)
     model, chain = data.model(sdediff.VP()), Chain.of(sdediff.VP(), 40)
     x = data.sample(1, seed=3)
@@ -246,7 +247,7 @@ def test_fitted_variances_are_the_optimal_ones_of_gaussian_data(per_entry):
 
 
 def test_moments_of_every_kind_serve_as_control():
-    """Full, diagonal, isotropic and low-rank covariances: the mean error in closed form against an average."""
+    """Full, diagonal, isotropic and low-rank covariances: the mean error against an average."""
     data = gaussian(4)
     chain = Chain.from_betas(cosine_betas(6))
     model = data.model(sdediff.VP())

@@ -170,6 +170,33 @@ def test_samples_of_any_variance_have_it():
         )
 
 
+def test_conditions_and_images_go_through():
+    """Rows with labels of their own have the bounds and samples they would have alone; shapes are kept."""
+    torch.manual_seed(0)
+    nets = [MLP(dim=6, hidden=8, blocks=1, num_classes=3) for _ in range(2)]
+    for net in nets:
+        torch.nn.init.normal_(net.output.weight, std=0.3)
+    chain = Chain.from_betas(cosine_betas(6))
+    model = sdediff.DiffusionModel(WithVariance(*nets), chain.process, data_shape=(1, 2, 3))
+    x, labels = normal(0, torch.arange(4), Stream.DATA, 0, (1, 2, 3)), torch.tensor([2, 0, 1, 2])
+    r = chain.bound(model, x, variance="learned", cond=labels, seed=1)
+    drawn = chain.sample(model, 4, variance="learned", cond=labels, seed=1)
+    assert r.transitions.shape == (4, 5) and drawn.shape == (4, 1, 2, 3)
+    for label in range(3):
+        rows = (labels == label).nonzero().flatten()
+        one = chain.bound(model, x[rows], variance="learned", cond=torch.tensor(label), seed=1, indices=rows)
+        assert torch.allclose(one.total, r.total[rows], rtol=1e-5)
+        alone = chain.sample(
+            model, len(rows), variance="learned", cond=torch.tensor(label), seed=1, indices=rows
+        )
+        assert torch.allclose(alone, drawn[rows], atol=1e-5)
+    fitted = chain.reverse(model).fit_variances(x, cond=labels, per_entry=True)
+    assert (
+        fitted.shape == (6, 1, 2, 3)
+        and chain.sample(model, 2, variance=fitted, cond=labels[:2]).isfinite().all()
+    )
+
+
 # -- losses --------------------------------------------------------------------------------------------------
 
 
