@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import pytest
@@ -37,6 +38,12 @@ def make(name: str) -> solvers.Solver:
     return MADE[name]() if name in MADE else solvers.get(name)
 
 
+@cache
+def schedule(process: GaussianProcess, t: float) -> tuple[float, float]:
+    """Alpha and the noise's variance."""
+    return float(process.alpha(t)), float(process.sigma(t)) ** 2
+
+
 class Denoiser:
     """E[x_0 | x_t] of independent entries, +-1 with a Gaussian blur; notes the times it is asked for."""
 
@@ -45,13 +52,17 @@ class Denoiser:
         self.calls, self.low, self.high = 0, math.inf, -math.inf
 
     def __call__(self, t: float | Tensor, x: Tensor) -> Tensor:
-        times = torch.as_tensor(t, dtype=F64)
-        assert times.dtype == (t.dtype if isinstance(t, Tensor) else F64), "times come in float64"
-        assert times.shape in ((), (len(x),))
+        if isinstance(t, Tensor):
+            assert t.dtype == F64, "times come in float64"
+            assert t.shape in ((), (len(x),))
+            low, high = (float(s) for s in t.aminmax())
+            alpha, var = self.process.alpha(t), self.process.sigma(t) ** 2
+            alpha, var = (expand(c.to(x.dtype), x) for c in (alpha, var))
+        else:
+            low = high = float(t)
+            alpha, var = schedule(self.process, low)
         self.calls += 1
-        self.low, self.high = min(self.low, float(times.min())), max(self.high, float(times.max()))
-        alpha, var = self.process.alpha(times), self.process.sigma(times) ** 2
-        alpha, var = (expand(c.to(x.dtype), x) for c in (alpha, var))
+        self.low, self.high = min(self.low, low), max(self.high, high)
         total = alpha**2 * self.variance + var
         return (alpha * self.variance * x + var * torch.tanh(alpha * x / total)) / total
 
@@ -71,7 +82,7 @@ def states(shape: tuple[int, ...], dtype: torch.dtype = F64) -> Tensor:
 def options(solver: solvers.Solver, dtype: torch.dtype = F64, steps: int = 6) -> dict[str, float]:
     if not solver.adaptive:  # implicit steps must be short for their iterations to converge
         return {
-            "steps": (60 if steps == 6 else 400) if solver.equal_steps and solver.batch_coupled else steps
+            "steps": (60 if steps == 6 else 200) if solver.equal_steps and solver.batch_coupled else steps
         }
     if solver.stochastic and solver.default_eta:  # strong order 1 costs a decade of steps for one of error
         return dict.fromkeys(("rtol", "atol"), 3e-2)
@@ -91,7 +102,7 @@ VP_ = VP(t_min=1e-2)
 @every_solver
 def test_result_has_the_states_shape_and_statistics_of_every_sample(name: str, dtype: torch.dtype) -> None:
     solver = make(name)
-    for shape in ((1,), (3,), (2, 5), (1, 4, 3)) if dtype == F64 else ((3,), (1, 4, 3)):
+    for shape in ((1,), (2, 5)) if dtype == F64 else ((3,), (1, 4, 3)):
         task, spy = problem(VP_, solver.default_eta)
         x = states(shape, dtype)
         before = x.clone()
@@ -124,8 +135,7 @@ def test_batch_coupled_is_true_exactly_where_rows_depend_on_each_other(name: str
     run = lambda rows: solvers.solve(task, x[rows], solver=solver, indices=names[rows], **options(solver)).x  # noqa: E731
     whole = run(torch.arange(4))
     difference = max(
-        float((run(rows) - whole[rows]).abs().max())
-        for rows in map(torch.tensor, ([0], [3], [2, 1], [1, 2, 3]))
+        float((run(rows) - whole[rows]).abs().max()) for rows in map(torch.tensor, ([0], [3], [2, 1]))
     )
     assert (difference > 1e-10) == solver.batch_coupled, f"rows alone differ by {difference:.1e}"
 
@@ -137,10 +147,11 @@ def test_seed_decides_everything(name: str) -> None:
     run = lambda seed: solvers.solve(task, states((3,)), solver=make(name), seed=seed, **options(solver)).x  # noqa: E731
     first = run(4)
     assert torch.equal(first, run(4))
-    same = torch.equal(first, run(5))
+    other = run(5)
+    same = torch.equal(first, other)
     assert same == is_deterministic(name)
     if not same:
-        assert bool((first != run(5)).all()), "some noise did not change with the seed"
+        assert bool((first != other).all()), "some noise did not change with the seed"
 
 
 @every_solver
@@ -167,12 +178,18 @@ def test_time_runs_both_ways_where_nothing_is_random(name: str) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("process", "dtype"),
-    ((VP(t_min=1e-3), F64), (RectifiedFlow(), F32), (VE(t_min=0.013, sigma_max=5.0), F64)),
-    ids=("VP", "RectifiedFlow in float32", "VE"),
-)
-@every_solver
+TIMES = [
+    pytest.param(name, process, dtype, id=f"{name}-{type(process).__name__}")
+    for process, dtype, names in (
+        (VP(t_min=1e-3), F64, NAMES),
+        (RectifiedFlow(), F32, NAMES),
+        (VE(t_min=0.013, sigma_max=5.0), F64, MADE),  # the registry's: test_no_solver_leaves_the_interval
+    )
+    for name in names
+]
+
+
+@pytest.mark.parametrize(("name", "process", "dtype"), TIMES)
 def test_no_time_outside_the_interval_is_asked_for(
     name: str, process: GaussianProcess, dtype: torch.dtype
 ) -> None:
