@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,12 @@ def how(solver: solvers.Solver, steps: int = 6) -> dict[str, Any]:
     return dict.fromkeys(("rtol", "atol"), 1e-3 if solver.order < 3 else 1e-4)
 
 
+@cache
+def schedule(process: GaussianProcess, t: float) -> tuple[float, float]:
+    """Alpha and the noise's variance."""
+    return float(process.alpha(t)), float(process.sigma(t)) ** 2
+
+
 class Network:
     """Blurred signs; `bad` rows get `spoil` instead once t is below `after`; notes its times."""
 
@@ -52,15 +59,18 @@ class Network:
         self.times: list[float] = []
 
     def __call__(self, t: float | Tensor, x: Tensor, bad: Tensor | None = None) -> Tensor:
-        times = torch.as_tensor(t, dtype=F64)
-        self.times += times.reshape(-1).tolist()
-        alpha, var = self.process.alpha(times), self.process.sigma(times) ** 2
-        alpha, var = (expand(c.to(x.dtype), x) for c in (alpha, var))
+        if isinstance(t, Tensor):
+            self.times += t.reshape(-1).tolist()
+            alpha, var = self.process.alpha(t.double()), self.process.sigma(t.double()) ** 2
+            alpha, var = (expand(c.to(x.dtype), x) for c in (alpha, var))
+        else:
+            self.times.append(float(t))
+            alpha, var = schedule(self.process, float(t))
         total = 0.25 * alpha**2 + var
         value = (0.25 * alpha * x + var * torch.tanh(alpha * x / total)) / total
         if bad is None:
             return value
-        return torch.where(expand(bad & (times < self.after), x), self.spoil * x, value)
+        return torch.where(expand(bad & (t < self.after), x), self.spoil * x, value)
 
 
 def task(name: str, network: Network, *bad: bool) -> SemiLinear:
