@@ -15,7 +15,7 @@ if not hasattr(solvers, "SemiLinear"):  # somebody's own solvers.py stands befor
         "was imported in its place: rename that file, or start Python in another folder"
     )
 
-from . import chain, data, networks, reference
+from . import chain, data, networks, reference, sharding
 from .anomaly import AnomalyScores, anomaly_score
 from .callables import from_callable
 from .classification import Classification, classify
@@ -79,5 +79,6 @@ __all__ = [
     "roc",
     "save",
     "save_grid",
+    "sharding",
     "solvers",
 ]

@@ -145,6 +145,16 @@ def silent(error: BaseException | None = None) -> bool:
     return error is None or (_known is not None and _known.agreed(error))
 
 
+def cpu_only() -> bool:
+    """Whether a launch computes on CPUs.
+
+    Accelerate has to be told: it takes torchrun's processes on machines without a GPU for single ones.
+    """
+    from accelerate.utils import parse_flag_from_env
+
+    return not torch.cuda.is_available() or bool(parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+
 def _found() -> Group:
     import torch.distributed as dist
 
@@ -154,8 +164,7 @@ def _found() -> Group:
             return Group()
         from accelerate import PartialState
 
-        # Without this it takes a launch on machines that have no GPU for single processes.
-        device = PartialState(cpu=not torch.cuda.is_available()).device
+        device = PartialState(cpu=cpu_only()).device
     elif torch.cuda.is_available():
         device = torch.device("cuda", torch.cuda.current_device())
     channel = dist.new_group(backend="gloo", timeout=_PATIENCE)

@@ -7,6 +7,7 @@ from sdediff.training.ema import EMA, Averages, Exponential, Power, Profile
 from sdediff.training.fit import AdamW, TrainingResult, fit
 from sdediff.training.losses import LOSSES, DenoisingLoss, Loss
 from sdediff.training.objective import DenoisingObjective, Draw, Objective, StepLoss, squared_error
+from sdediff.training.posthoc import reconstruct, reconstruct_model
 from sdediff.training.preview import Preview
 from sdediff.training.schedules import Cosine, InverseSqrt
 from sdediff.training.stf import StableTargets
@@ -82,6 +83,8 @@ __all__ = [
     "VariationalBound",
     "drop",
     "fit",
+    "reconstruct",
+    "reconstruct_model",
     "squared_error",
     "stratified",
 ]
