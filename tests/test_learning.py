@@ -56,3 +56,52 @@ def test_a_trained_network_has_the_score_and_the_density_of_its_data(process):
         assert errors[level] < limit, f"score error at sigma/alpha = {level}"
     assert -0.01 < gap < 0.05
     assert abs(mass - 1) < 0.02
+
+
+# p(x | y) = N(SLOPE y + OFFSET, NOISE) with y standard normal.
+SLOPE = torch.tensor([[0.8, -0.5], [0.3, 0.6]])
+OFFSET = torch.tensor([0.5, -1.0])
+NOISE = torch.tensor([[0.30, 0.12], [0.12, 0.20]])
+
+
+def linear_gaussian(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    y, z = torch.randn(2, n, 2, generator=torch.Generator().manual_seed(seed))
+    return y, y @ SLOPE.T + OFFSET + z @ torch.linalg.cholesky(NOISE).T
+
+
+def assert_moments(model, cond, mean, cov, slack: float) -> None:
+    """Samples have these moments, to 5 standard errors (false alarms 6e-7 each) and what is not learnt."""
+    n = 4000
+    samples = model.sample(n, cond=cond, seed=1)
+    assert bool(((samples.mean(0) - mean).abs() < slack + 5 * (cov.diagonal() / n).sqrt()).all())
+    errors = ((cov.square() + cov.diagonal()[:, None] * cov.diagonal()) / n).sqrt()
+    assert bool(((torch.cov(samples.T) - cov).abs() < slack + 5 * errors).all())
+
+
+def assert_density(model, x, cond, mean, cov) -> None:
+    exact = torch.distributions.MultivariateNormal(mean, cov).log_prob(x)
+    gap = exact - model.log_prob(x, cond=cond, rtol=1e-4, atol=1e-4)
+    print(f"log-density is off by {gap.mean():.4f}, rms {gap.square().mean().sqrt():.4f}")
+    assert abs(float(gap.mean())) < 0.05 and float(gap.square().mean().sqrt()) < 0.3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_a_linear_gaussian_is_learnt_given_its_condition_and_without(dropout):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = sdediff.networks.MLP(
+            dim=2, hidden=64, blocks=2, time_dim=32, cond_dim=2, optional_cond=dropout > 0
+        )
+    model = sdediff.DiffusionModel(net, sdediff.VP(), prediction="edm", data_shape=(2,))
+    y, x = linear_gaussian(20_000, seed=0)
+    options = {"steps": 600, "batch_size": 512, "lr": sdediff.training.Cosine(5e-3, 600), "progress": False}
+    sdediff.fit(model, x, cond=y, cond_dropout=dropout, **options)
+    for cond in torch.tensor([[0.0, 0.0], [1.5, -1.0]]):
+        assert_moments(model, cond, SLOPE @ cond + OFFSET, NOISE, slack=0.05)
+    y, x = linear_gaussian(500, seed=5)
+    assert_density(model, x, y, y @ SLOPE.T + OFFSET, NOISE)
+    if dropout:
+        total = NOISE + SLOPE @ SLOPE.T
+        assert_moments(model, None, OFFSET, total, slack=0.1)
+        assert_density(model, x, None, OFFSET, total)
