@@ -71,6 +71,24 @@ def test_far_outside_it_comes_to_the_nearest_end_and_stays_finite():
     assert torch.allclose(d, torch.tensor([[4.0, 0.0]]), atol=0.02)
 
 
+def test_targets_without_the_noise_in_the_cells_have_the_same_mean():
+    # Given x_t and the level, the position in the cell is a truncated normal: compare with
+    # averages over a fine grid of positions. The noised data stay what they were.
+    net = Levels(MLP(dim=1, values=4), levels=4, low=-1.0, width=0.5).double()
+    net.set_units(torch.tensor(0.2, dtype=F64), torch.tensor(0.6, dtype=F64))
+    generator = torch.Generator().manual_seed(0)
+    x = -1 + 2 * torch.rand(50, 1, generator=generator, dtype=F64)
+    z, eps = (x - 0.2) / 0.6, torch.randn(50, 1, generator=generator, dtype=F64)
+    for lam in (-3.0, 0.0, 2.5):
+        mean, noise = net.cell_means(z, eps, torch.full((50,), lam, dtype=F64))
+        sigma = math.exp(-lam)
+        assert (mean + sigma * noise - z - sigma * eps).abs().max() < 1e-12 * sigma + 1e-12
+        cell = ((x + 1) / 0.5).floor()
+        grid = (-1 + 0.5 * (cell + (torch.arange(4000, dtype=F64) + 0.5) / 4000) - 0.2) / 0.6
+        weight = (-0.5 * ((z + sigma * eps - grid) / sigma) ** 2).softmax(dim=1)
+        assert (mean - (weight * grid).sum(1, keepdim=True)).abs().max() < 1e-6
+
+
 def test_trace_is_finite_at_the_very_edges():
     model, *_ = independent()
     x = torch.tensor([[0.0, 1.0, 5.0], [2.0, 2.0, 2.0]], dtype=F64)

@@ -141,23 +141,54 @@ class Levels(nn.Module):
             a, b = (torch.sigmoid(sign * 8 * t).sqrt().reshape(per_row) for sign in (-1, 1))
             return (b * x + self._pull(x / a, b / a, scores.to(x.dtype))) / a
 
+    def cell_means(
+        self,
+        z: Tensor,
+        eps: Tensor,
+        lam: Tensor,
+        cond: Tensor | None = None,
+        augment: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Mean data and noise given the noised data and the levels: targets without the noise in the cells.
+
+        For ``DenoisingLoss(targets=net.cell_means)``: the gradient's mean is the same and its variance less,
+        most of all where the noise is small and a level certain.
+
+        Args:
+            z: Dequantised data in model units, (B, *E).
+            eps: Their noise, (B, *E).
+            lam: log(alpha/sigma) of every row, (B,).
+            cond: Not used.
+            augment: Not used.
+
+        Returns:
+            Mean data and mean noise, each (B, *E).
+        """
+        noise = torch.exp(-lam).to(z).reshape(-1, *[1] * (z.ndim - 1))
+        level, _ = self._cells(z, noise)
+        level = level.floor().clamp(0, self.levels - 1)
+        y, s = self._cells(z + noise * eps, noise)
+        pull, mass = _truncated(_Edge((level - y) / s), _Edge((level + 1 - y) / s))
+        # Where the mass underflows, the noised value is many standard deviations from the cell.
+        r = torch.where(mass > torch.finfo(z.dtype).tiny, pull / mass, -eps)
+        return z + noise * (eps + r), -r
+
+    def _cells(self, z: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Data and noise of model units in widths of a cell, from the lowest cell's lower end."""
+        shift, scale = (0.0, 1.0) if self.shift is None else (self.shift, self.scale)
+        return (shift + scale * z - self.low) / self.width, scale * noise / self.width
+
     def _pull(self, z: Tensor, noise: Tensor, scores: Tensor) -> Tensor:
         """Give r = (D - z)/noise at z in model units, like z."""
-        shift, scale = (0.0, 1.0) if self.shift is None else (self.shift, self.scale)
-        y, s = (shift + scale * z - self.low) / self.width, scale * noise / self.width
+        y, s = self._cells(z, noise)
         inside = torch.minimum(torch.maximum(y, -REACH * s), self.levels + REACH * s)
-        edges = torch.arange(self.levels + 1, dtype=z.dtype, device=z.device)
-        edges = edges.reshape(-1, *[1] * (z.ndim - 1))
-        u = (edges - inside.unsqueeze(1)) / s.unsqueeze(1)
-        density = torch.exp(-0.5 * u.square()) / math.sqrt(2 * math.pi)
-        tail = 0.5 * torch.special.erfc(u.abs() / math.sqrt(2))  # differences of tails keep their digits
-        below, above = tail[:, :-1], tail[:, 1:]
-        within = (u[:, :-1] < 0) & (u[:, 1:] > 0)
-        mass = torch.where(within, 1 - below - above, (below - above).abs())
+        numbers = torch.arange(self.levels + 1, dtype=z.dtype, device=z.device)
+        numbers = numbers.reshape(-1, *[1] * (z.ndim - 1))
+        edges = _Edge((numbers - inside.unsqueeze(1)) / s.unsqueeze(1))
+        pull, mass = _truncated(edges[:, :-1], edges[:, 1:])
         weight = scores.softmax(dim=1)
-        mean = (weight * (density[:, :-1] - density[:, 1:])).sum(dim=1)
         total = (weight * mass).sum(dim=1).clamp_min(torch.finfo(z.dtype).tiny)
-        return mean / total + (inside - y) / s
+        return (weight * pull).sum(dim=1) / total + (inside - y) / s
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
         """Take units of any shape: they are learnt, not built."""
@@ -165,3 +196,23 @@ class Levels(nn.Module):
             if (value := state_dict.get(prefix + name)) is not None:
                 setattr(self, name, torch.empty_like(value))
         super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+class _Edge:
+    """The standard normal's density and smaller tail at edges u."""
+
+    def __init__(self, u: Tensor, density: Tensor | None = None, tail: Tensor | None = None) -> None:
+        self.u = u
+        self.density = torch.exp(-0.5 * u.square()) / math.sqrt(2 * math.pi) if density is None else density
+        self.tail = 0.5 * torch.special.erfc(u.abs() / math.sqrt(2)) if tail is None else tail
+
+    def __getitem__(self, index: Any) -> _Edge:
+        return _Edge(self.u[index], self.density[index], self.tail[index])
+
+
+def _truncated(low: _Edge, high: _Edge) -> tuple[Tensor, Tensor]:
+    """Integrals of u times the standard normal density, and of the density, between two edges."""
+    # Differences of the smaller tails keep their digits where those of the distribution function do not.
+    within = (low.u < 0) & (high.u > 0)
+    mass = torch.where(within, 1 - low.tail - high.tail, (low.tail - high.tail).abs())
+    return low.density - high.density, mass
