@@ -267,6 +267,25 @@ def test_learned_uncertainty_is_the_log_of_the_mean_error_at_each_level() -> Non
     assert torch.allclose(u.exp() / error, torch.ones_like(u), atol=0.02)
 
 
+# -- runs ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["likelihood-adaptive", "uncertainty"])
+def test_what_a_loss_has_learnt_is_resumed(name: str, tmp_path: Any) -> None:
+    """Straight and resumed runs end at the same weights, bit for bit; a loss that forgot would not."""
+    ends = []
+    for run, stops in (("one", (8,)), ("two", (4, 8))):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            net = sdediff.networks.MLP(dim=2, hidden=8, blocks=1, time_dim=4)
+        model = DiffusionModel(net, processes.VP(), "edm", (2,))
+        for steps in stops:
+            options: dict[str, Any] = {"batch_size": 32, "out": tmp_path / run, "resume": steps != stops[0]}
+            sdediff.fit(model, normal(64).float(), steps=steps, loss=name, progress=False, **options)
+        ends.append(model.state_dict())
+    assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
+
+
 # -- the variational bound ----------------------------------------------------------------------------------
 
 

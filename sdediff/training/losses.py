@@ -57,6 +57,7 @@ LOSSES: dict[str, Loss] = {
     "min-snr": DenoisingLoss(MinSNR(), UniformTime()),
     "p2": DenoisingLoss(P2(), UniformTime()),
     "sigmoid": DenoisingLoss(Sigmoid(), UniformLogSNR()),
+    "sigmoid-stable": DenoisingLoss(Sigmoid(), UniformLogSNR(), Adaptive(), targets=StableTargets()),
     "edm": DenoisingLoss(Karras(), LogNormal()),
     "flow": DenoisingLoss(Native(), LogitNormal()),
     "uncertainty": LearnedUncertainty(),
