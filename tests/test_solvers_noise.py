@@ -429,6 +429,7 @@ def test_between_its_finest_times_the_path_is_smooth() -> None:
     assert 0 < float(a.abs().max()) < float(b.abs().max()) < 6 * math.sqrt(tick)
 
 
+@pytest.mark.usefixtures("new_objects")
 def test_memory_does_not_grow() -> None:
     path, rng = path_of(), np.random.default_rng(1)
     each = path_of(50)

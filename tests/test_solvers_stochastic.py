@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -70,15 +71,24 @@ def ends(
 # -- strong orders, where the diffusion depends on time -------------------------------------------------
 
 
-@both_ways
-@pytest.mark.parametrize("name", ADDITIVE)
-def test_strong_order_with_noise_that_changes_in_time(name: str, span: tuple[float, float]) -> None:
-    """A nonlinear drift; the reference is SRA1 with 16 times the steps."""
+Case = tuple[Any, Tensor, BrownianPath, Tensor]
+
+
+@cache
+def changing(span: tuple[float, float]) -> Case:
+    """A problem, its starts, a path, and where SRA1 of 1024 steps takes them along it."""
     sign = math.copysign(1.0, span[1] - span[0])
     problem = SDE(lambda t, x: sign * (torch.sin(2 * x) - x), lambda t, x: (0.5 + t) * torch.ones_like(x))
     x = starts(400)
     path = path_of(x, span, 1024)
-    fine = ends("sra1", problem, x, span, 1024, path)
+    return problem, x, path, ends("sra1", problem, x, span, 1024, path)
+
+
+@both_ways
+@pytest.mark.parametrize("name", ADDITIVE)
+def test_strong_order_with_noise_that_changes_in_time(name: str, span: tuple[float, float]) -> None:
+    """A nonlinear drift; the reference is SRA1 with 16 times the steps."""
+    problem, x, path, fine = changing(span)
     errors = [rms(ends(name, problem, x, span, n, path) - fine) for n in (8, 16, 32, 64)]
     order, slope = solvers.get(name).orders.strong, math.log2(errors[0] / errors[-1]) / 3
     assert order is not None and order - SLACK <= slope <= order + 0.5, f"observed order {slope:.2f}"
@@ -116,12 +126,19 @@ def blurred_signs(t: Any, x: Tensor) -> Tensor:
     return (0.25 * alpha * x + variance * torch.tanh(alpha * x / total)) / total
 
 
-@pytest.mark.parametrize("name", ADDITIVE)
-def test_strong_order_where_eta_is_a_function_of_time(name: str) -> None:
-    span, x = (0.9, 0.1), starts(200, 2)
+@cache
+def of_changing_eta(span: tuple[float, float]) -> Case:
+    """The same for a reverse diffusion."""
+    x = starts(200, 2)
     problem = SemiLinear(PROCESS, blurred_signs, lambda t: 0.5 + torch.sin(3 * t))
     path = path_of(x, span, 1024)
-    fine = ends("sra1", problem, x, span, 1024, path)
+    return problem, x, path, ends("sra1", problem, x, span, 1024, path)
+
+
+@pytest.mark.parametrize("name", ADDITIVE)
+def test_strong_order_where_eta_is_a_function_of_time(name: str) -> None:
+    span = (0.9, 0.1)
+    problem, x, path, fine = of_changing_eta(span)
     errors = [rms(ends(name, problem, x, span, n, path) - fine) for n in (16, 32, 64, 128)]
     order, slope = solvers.get(name).orders.strong, math.log2(errors[0] / errors[-1]) / 3
     assert order is not None and order - SLACK <= slope <= order + 0.5, f"observed order {slope:.2f}"
@@ -420,6 +437,7 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, Any]) -> None
         GottaGoFast(rtol=0.0)
 
 
+@pytest.mark.usefixtures("new_objects")
 def test_memory_does_not_grow_with_the_number_of_steps() -> None:
     x, held, calls = starts(20, 2), [], itertools.count()
 
