@@ -11,6 +11,7 @@ from torch import Tensor
 
 FULL_COVARIANCE = 1024  # dimensions up to which the covariance is kept whole
 LOW_RANK = 256
+LOW_RANK_ROWS = 4096  # rows, drawn at random, that it is learned from
 
 
 class Prior(Protocol):
@@ -145,7 +146,7 @@ class Moments:
         mean = z.mean(dim=0)
         if z.shape[1] <= FULL_COVARIANCE:
             return cls.of(mean, torch.cov(z.T, correction=0).reshape(z.shape[1], -1))
-        chosen = torch.randperm(len(z), generator=torch.Generator().manual_seed(0))[:4096]
+        chosen = torch.randperm(len(z), generator=torch.Generator().manual_seed(0))[:LOW_RANK_ROWS]
         rows = z[chosen.to(z.device)] - mean
         _, left = torch.linalg.eigh(rows @ rows.T)  # (n, n): cheaper than a decomposition of (n, d)
         rank = min(LOW_RANK, len(rows) - 1)
