@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .images import Mode, Size, check_mode, check_size, decode, differ, own_mode, reading
+from .images import Mode, Size, check_mode, check_size, decode, differ, own_mode, reading, upright
 from .rows import Batch, RowDataset, as_rows, natural_shape
 
 #: Files by which a folder tells that ``save_to_disk`` wrote it.
@@ -104,7 +104,7 @@ class HuggingFaceRows(RowDataset):
             raise ValueError(
                 f"{self.name}: an image is missing in column {self.chosen[0]!r}: drop those rows"
             )
-        return (self.size or (image.height, image.width)), (self.mode or own_mode(image, self.name))
+        return (self.size or upright(image)), (self.mode or own_mode(image, self.name))
 
     def _read(self, rows: np.ndarray) -> Batch:
         with reading(Path(self.name)):

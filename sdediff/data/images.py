@@ -22,7 +22,8 @@ Size = int | Sequence[int]
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 #: How images of Pillow's modes are read without being told: as grey or as colours.
 _OWN: dict[str, str] = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB", "I;16": "I;16"}
-_ORIENTATION, _ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)
+#: Formats of cameras, which say before the pixels how they were held, and how they say "on its side".
+_PHOTOGRAPHS, _ORIENTATION, _ON_ITS_SIDE = ("JPEG", "MPO"), 0x0112, (5, 6, 7, 8)
 
 
 class ImageFolder(RowDataset):
@@ -104,7 +105,7 @@ Look = tuple[tuple[int, int], str]
 def look(file: Path, size: tuple[int, int] | None, mode: str | None) -> Look:
     """What an image file will be decoded to, from its header."""
     with reading(file), Image.open(file) as image:
-        return (size or _upright(image)), mode or own_mode(image, str(file))
+        return (size or upright(image)), mode or own_mode(image, str(file))
 
 
 def own_mode(image: Image.Image, name: str) -> str:
@@ -118,7 +119,8 @@ def own_mode(image: Image.Image, name: str) -> str:
 
 def decode(image: Image.Image, size: tuple[int, int] | None, mode: str | None) -> Tensor:
     """The pixels of an image, (C, H, W), upright, cut and resized, grey or colours."""
-    image = ImageOps.exif_transpose(image)
+    if image.format in _PHOTOGRAPHS:
+        image = ImageOps.exif_transpose(image)
     mode = mode or own_mode(image, "an image")
     if image.mode != mode:
         image = image.convert(mode)
@@ -173,8 +175,8 @@ def _images(root: Path) -> Iterable[Path]:
         )
 
 
-def _upright(image: Image.Image) -> tuple[int, int]:
-    """Height and width as a camera was held; only photographs say so, before their pixels."""
+def upright(image: Image.Image) -> tuple[int, int]:
+    """Height and width of an image, upright."""
     width, height = image.size
-    turned = image.format in ("JPEG", "MPO") and image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE
+    turned = image.format in _PHOTOGRAPHS and image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE
     return (width, height) if turned else (height, width)
