@@ -9,20 +9,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .blocks import CONVOLUTIONS, Block, Style, convolution, zeroed
+from .blocks import CONVOLUTIONS, convolution, divisor, zeroed
 from .embeddings import NoiseEmbedding, fraction, whole
 from .mlp import MLP
 
 __all__ = ["SmallImageNet"]
+
+#: Learned numbers that tell a pixel where it is.
+PLACES = 8
 
 
 class SmallImageNet(nn.Module):
     r"""An MLP that sees all pixels hands features to each, and residual convolutions do the rest.
 
     A U-Net goes down and up to see the whole of an image. Where an image has few pixels, one narrow MLP does
-    that at a small part of the cost; its features tell each pixel where it is and what the picture shows.
-    Convolutions then settle the details, with weights that all pixels share, which is what keeps a network
-    from overfitting a few hundred images.
+    that at a small part of the cost; its features tell each pixel what the picture shows. Convolutions then
+    settle the details, with weights that all pixels share, which is what keeps a network from overfitting a
+    few hundred images. Each pixel also has learned numbers that say where it is, and a bias of its own.
 
     Args:
         shape: Shape of an image, (channels, \*size), of one to three axes.
@@ -88,12 +91,12 @@ class SmallImageNet(nn.Module):
         self.whole = MLP(
             size, hidden, whole_blocks, *conditions[:2], whole_dropout, 64, *conditions[2:], features
         )
-        nn.init.kaiming_uniform_(self.whole.output.weight, nonlinearity="linear")
         dims, colours = len(self.shape) - 1, self.shape[0]
-        style = Style(dims, 8, self.config["dropout"], True, 64, False)
-        self.stem = convolution(dims, colours * (1 + features), channels)
-        self.blocks = nn.ModuleList(Block(style, channels, channels) for _ in range(blocks))
-        self.output = zeroed(convolution(dims, channels, colours * self.values))
+        self.place = nn.Parameter(torch.randn(PLACES, *self.shape[1:]))
+        self.stem = convolution(dims, colours * (1 + features) + PLACES, channels)
+        self.blocks = nn.ModuleList(_Block(dims, channels, self.config["dropout"]) for _ in range(blocks))
+        self.output = zeroed(convolution(dims, channels, colours * self.values, kernel=1))
+        self.bias = nn.Parameter(torch.zeros(colours * self.values, *self.shape[1:]))
 
     def forward(
         self, x: Tensor, t: Tensor, cond: Tensor | None = None, augment: Tensor | None = None
@@ -118,8 +121,28 @@ class SmallImageNet(nn.Module):
                 f"give (B, {', '.join(map(str, self.shape))})."
             )
         seen = self.whole(x, t, cond, augment).flatten(1, 2)  # (B, features * channels, *size)
-        h = self.stem(torch.cat([x, seen], dim=1))
+        place = self.place.expand(len(x), *self.place.shape)
+        h = self.stem(torch.cat([x, seen, place], dim=1))
         for block, modulation in zip(self.blocks, self.embedding(t, cond, augment), strict=True):
             h = block(h, *modulation)
-        out = self.output(F.silu(h))
+        out = self.output(F.silu(h)) + self.bias
         return out if self.values == 1 else out.reshape(len(x), self.values, *self.shape)
+
+
+class _Block(nn.Module):
+    """Two convolutions and a norm between them, scaled and shifted by the noise level."""
+
+    def __init__(self, dims: int, channels: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.first, self.second = (convolution(dims, channels, channels) for _ in range(2))
+        self.norm = nn.GroupNorm(divisor(channels, channels // 8), channels)
+
+    def forward(self, h: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """Map ``h``, (B, channels, *size), to its like; ``scale`` and ``shift`` are (B or 1, channels)."""
+        per_channel = scale.shape + (1,) * (h.ndim - 2)
+        update = self.norm(self.first(F.silu(h)))
+        update = F.silu(torch.addcmul(shift.reshape(per_channel), scale.reshape(per_channel), update))
+        if self.dropout and self.training:
+            update = F.dropout(update, self.dropout)
+        return h + self.second(update)

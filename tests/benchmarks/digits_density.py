@@ -41,10 +41,8 @@ NSF = NSFOptions(transforms=3, hidden=(256, 256), bins=8, dropout=0.3, lr=2e-3, 
 NSF_SHIFT = 0.0  # share of training images shifted by a pixel
 TURN = 1.0  # seconds
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
-#: The likelihood weighting, times where the error of a denoiser of digits is largest and a few everywhere.
-LOSS = DenoisingLoss(
-    Likelihood(), UniformTime(), proposal=Mixture((LogNormal(-1.1, 1.3), UniformLogSNR()), (0.8, 0.2))
-)
+#: Times where the error of a denoiser of digits is largest, and a few everywhere.
+TIMES = Mixture((LogNormal(-1.1, 1.3), UniformLogSNR()), (0.8, 0.2))
 
 
 class Over(Exception):
@@ -92,10 +90,11 @@ def train(
         return hyper["lr"] * min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * spent / seconds))
 
     never = 10**9
+    loss = DenoisingLoss(Likelihood(), UniformTime(), proposal=TIMES, targets=model.network.cell_means)
     options = {key: hyper[key] for key in ("batch_size", "weight_decay", "ema_decay")}
     options |= {"log_every": never, "checkpoint_every": never, "progress": False, "units": "keep"}
     with suppress(Over):
-        fit(model, x, steps=never, lr=rate, loss=LOSS, seed=seed, augment=transform, **options)
+        fit(model, x, steps=never, lr=rate, loss=loss, seed=seed, augment=transform, **options)
     return model.eval(), steps
 
 
