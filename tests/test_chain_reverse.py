@@ -241,6 +241,27 @@ def test_the_hybrid_loss_teaches_means_by_the_simple_one_alone():
     assert all(torch.allclose(a, scale * b, rtol=1e-9) for a, b in zip(*gradients, strict=True))
 
 
+def test_indices_of_the_bound_are_drawn_where_it_is_large_and_weights_divide_that_out():
+    """Draws in equal shares of the mass; losses are those of `at` over T times the mass; the spread falls."""
+    chain = Chain.from_betas(linear_betas(1000))
+    model, loss = learned(chain.process), VariationalLoss(chain, "forward")
+    objective, mass = loss.objective(model), loss.mass
+    assert float(mass.sum()) == pytest.approx(1, rel=1e-12) and float(mass.min()) >= 0.5e-3
+    assert torch.equal(hybrid_loss(chain).mass, torch.full((1000,), 1e-3, dtype=F64))
+    rows = torch.arange(2000)
+    z = normal(0, rows, Stream.DATA, 0, (2,), F64)
+    draw = Draw(0, 0, rows, 2000)
+    out = objective(model, z, None, draw)
+    plain = objective.at(model, z, objective.noise(draw, z), out.t)
+    k = objective.index(out.t)
+    assert torch.allclose(out.loss, plain / (1000 * mass[k - 1]), rtol=1e-12)
+    count = torch.bincount(k - 1, minlength=1000)
+    assert float((count - 2000 * mass).abs().max()) < 2  # one draw in each of 2000 equal shares
+    z, eps = (normal(s, torch.arange(1000), Stream.DATA, 0, (2,), F64) for s in (1, 2))
+    squares = objective.at(model, z, eps, objective.reverse.times).detach().square()
+    assert float((squares / mass).sum()) < 0.3 * float((squares * 1000).sum())
+
+
 def test_indices_are_drawn_equally_often_and_their_density_integrates_to_one():
     chain = Chain.from_betas(cosine_betas(50))
     times = Indices(chain)
