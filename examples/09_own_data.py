@@ -26,12 +26,12 @@ from sdediff import data
 
 
 def make(folder: Path) -> None:
-    """A folder of images with a subfolder a digit, 260 000 patches of photographs, a table of flowers."""
+    """A folder of images with a subfolder a digit, 70 000 patches of photographs, a table of flowers."""
     digits, labels = data.digits(labels=True).train
     for i, (image, label) in enumerate(zip(digits.byte(), labels.tolist(), strict=True)):
         (folder / "digits" / str(label)).mkdir(parents=True, exist_ok=True)
         Image.fromarray(image[0].numpy()).save(folder / "digits" / str(label) / f"{i}.png")
-    np.save(folder / "patches.npy", data.patches(8).train.numpy())
+    np.save(folder / "patches.npy", data.patches(8, stride=2).train.numpy())
     iris = load_iris()
     columns = dict(zip(iris.feature_names, iris.data.T, strict=True))
     table = pyarrow.table({**columns, "species": iris.target_names[iris.target]})
@@ -46,7 +46,8 @@ def train(
     torch.manual_seed(0)  # the network's initial weights
     net = sdediff.networks.MLP(dim=math.prod(rows.shape), hidden=128, blocks=2, dropout=0.1, **conditions)
     model = sdediff.DiffusionModel(net, sdediff.VP(), prediction="edm", data_shape=rows.shape)
-    result = sdediff.fit(model, seen, steps=steps, augment=augment, log_every=50, progress=False)
+    options = {"steps": steps, "batch_size": 64, "log_every": 50, "progress": False}
+    result = sdediff.fit(model, seen, augment=augment, **options)
     first, last = result.history[0]["loss"], result.history[-1]["loss"]
     print(f"  {len(seen)} rows of shape {rows.shape}: loss from {first:.3f} to {last:.3f} in {steps} steps")
     assert last < first
@@ -62,7 +63,7 @@ def main() -> None:
         print("a folder of images")
         augment = data.Compose(data.dequantise, data.Augment(shift=1, rotate=10, labels=True))
         images = data.open_dataset(folder / "digits")
-        model, unseen = train(images, 200, augment, augment_dim=augment.dim)
+        model, unseen = train(images, 150, augment, augment_dim=augment.dim)
         grey, ink = (
             x.float().mean() for x in (model.sample(64, solver="ddim", steps=20), unseen.take(range(99))[0])
         )
@@ -71,7 +72,7 @@ def main() -> None:
         )
 
         print("an array on disk")
-        train(data.open_dataset(folder / "patches.npy"), 200, data.Compose(data.dequantise))
+        train(data.open_dataset(folder / "patches.npy"), 150, data.Compose(data.dequantise))
 
         print("a table with words for labels")
         table = data.open_dataset(folder / "iris.parquet", cond="species")
