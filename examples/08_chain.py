@@ -29,12 +29,12 @@ def train() -> sdediff.DiffusionModel:
     net = WithVariance(MLP(dim=2, hidden=64, blocks=2), head=MLP(dim=2, hidden=32, blocks=1))
     model, x = sdediff.DiffusionModel(net, PROCESS, data_shape=(2,)), DATA.sample(20_000, seed=0)
     start = time.perf_counter()
-    sdediff.fit(model, x, steps=400, progress=False)
-    print(f"trained in continuous time, 400 steps in {time.perf_counter() - start:.1f} s")
+    sdediff.fit(model, x, steps=300, progress=False)
+    print(f"trained in continuous time, 300 steps in {time.perf_counter() - start:.1f} s")
     net.network.requires_grad_(False)
     start = time.perf_counter()
-    sdediff.fit(model, x, loss=VariationalLoss(SHORT, "learned"), steps=250, units="keep", progress=False)
-    print(f"variances of 8 steps learned, 250 steps in {time.perf_counter() - start:.1f} s")
+    sdediff.fit(model, x, loss=VariationalLoss(SHORT, "learned"), steps=200, units="keep", progress=False)
+    print(f"variances of 8 steps learned, 200 steps in {time.perf_counter() - start:.1f} s")
     return model
 
 
@@ -43,7 +43,7 @@ def print_bounds(model: sdediff.DiffusionModel, x: torch.Tensor) -> dict[str, to
     print("\nsteps  variance   decoder  transitions   prior    bound  bits/dim in cells of 1/8")
     bounds = {}
     for chain in (SHORT, Chain.of(PROCESS, 40), Chain.of(PROCESS, 200)):
-        fitted = chain.reverse(model).fit_variances(DATA.sample(200, seed=3))
+        fitted = chain.reverse(model).fit_variances(DATA.sample(100, seed=3))
         kinds = {"posterior": "posterior", "forward": "forward", "fitted": fitted}
         for name, variance in (kinds | ({"learned": "learned"} if chain is SHORT else {})).items():
             terms, draws = (7, 32) if chain is SHORT else (20, 2)
@@ -60,7 +60,7 @@ def print_bounds(model: sdediff.DiffusionModel, x: torch.Tensor) -> dict[str, to
 
 def print_continuous(model: sdediff.DiffusionModel, x: torch.Tensor) -> torch.Tensor:
     """The same network as a diffusion in continuous time; returns the ELBO."""
-    elbo, flow = model.elbo(x, draws=64), model.log_prob(x, rtol=1e-4, atol=1e-4)
+    elbo, flow = model.elbo(x, draws=32), model.log_prob(x, rtol=1e-4, atol=1e-4)
     print(f"\ncontinuous: ELBO {elbo.log_prob.mean():.3f}, probability flow {flow.mean():.3f} nats;")
     print(f"            the data's own density {DATA.log_prob(None, x, None).mean():.3f}")
     return elbo.log_prob
