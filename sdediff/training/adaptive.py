@@ -94,11 +94,11 @@ class AdaptiveTimes(nn.Module):
 
     def density(self, t: Tensor, process: GaussianProcess) -> Tensor:
         """Density per unit time."""
-        return self.cells.density(t, self.mass.to(t.device))
+        return self.cells.density(t, self.mass)
 
     def observe(self, t: Tensor, statistic: Tensor) -> None:
         """Take in a step's times and gradient norms (B,); on the host, where sums do not depend on luck."""
-        keep, index = 1 - 1 / self.settings.memory, self.cells.index(t.detach().cpu())
+        keep, index = 1 - 1 / self.settings.memory, self.cells.index(t.detach().cpu().double())
         squares = statistic.detach().cpu().double().square()
         count = self.settings.cells
         news = (torch.bincount(index, squares, count), torch.bincount(index, minlength=count).double())

@@ -236,11 +236,12 @@ class Cells:
 
     def density(self, t: Tensor, mass: Tensor) -> Tensor:
         """Density per unit time at t."""
-        return (mass[self.index(t)] / self.width * -self.process.d_lam(t).double()).to(t.dtype)
+        host = t.cpu().double()
+        return (mass[self.index(host)] / self.width * -self.process.d_lam(host)).to(t)
 
     def index(self, t: Tensor) -> Tensor:
-        """Numbers of the cells that times lie in."""
-        place = (self.high - self.process.lam(t.double())) / self.width
+        """Numbers of the cells that times, float64, lie in."""
+        place = (self.high - self.process.lam(t)) / self.width
         return place.long().clamp(0, self.count - 1)
 
 
@@ -272,7 +273,7 @@ class Tabulated:
     def density(self, t: Tensor, process: GaussianProcess) -> Tensor:
         """Density per unit time: the table's, so that importance weights are exact."""
         cells, mass = _table(self.function, process, self.cells)
-        return cells.density(t, mass.to(t.device))
+        return cells.density(t, mass)
 
 
 @lru_cache(maxsize=16)

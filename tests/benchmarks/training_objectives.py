@@ -73,10 +73,10 @@ DATA: dict[str, Callable[[], Data]] = {
     "digits": lambda: _levels(digits(), 297),
     "patches": lambda: _levels(patches(8), 297),
     "eight-gaussians": lambda: Data(
-        *(sdediff.reference.eight_gaussians().sample(n, seed=seed) for seed, n in enumerate((20000, 1000))),
+        *(sdediff.reference.eight_gaussians().sample(n, seed=seed) for seed, n in enumerate((20000, 500))),
         64,
     ),
-    "moons": lambda: Data(toy("moons", 20000, seed=0), toy("moons", 1000, seed=1), 64),
+    "moons": lambda: Data(toy("moons", 20000, seed=0), toy("moons", 500, seed=1), 64),
 }
 
 _LAM = UniformLogSNR()
@@ -115,7 +115,7 @@ class Curve:
 
     def __call__(self, moment: Any) -> None:
         exact = self.held_out.shape[1] <= 2
-        divergence = sdediff.Exact() if exact else sdediff.Hutchinson(probes=2)
+        divergence = sdediff.Exact() if exact else sdediff.Hutchinson(probes=1)
         log_prob = moment.model.log_prob(self.held_out, rtol=1e-3, atol=1e-3, divergence=divergence)
         value = -float(log_prob.double().mean())
         if not exact:  # unit cells: bits a dimension
@@ -144,7 +144,7 @@ def nll(arguments: argparse.Namespace, write: Callable[[str, Any], None]) -> Non
     for name in arguments.data:
         data = DATA[name]()
         for seed in arguments.seeds:
-            base = train(data, "uniform-t", seed, steps, max(steps // 4, 1))
+            base = train(data, "uniform-t", seed, steps, steps)
             target = base.points[-1][1]
             write(f"nll/{name}/{steps}/uniform-t/{seed}", base.points)
             print(f"{name:16} seed {seed} uniform-t: {target:.4f} after {steps} steps", flush=True)
@@ -184,7 +184,7 @@ def gradients(model: sdediff.DiffusionModel, loss: DenoisingLoss, z: Tensor, bat
 def variance(arguments: argparse.Namespace, write: Callable[[str, Any], None]) -> None:
     for name in arguments.data:
         data = DATA[name]()
-        for steps in (100, 500, 2000):
+        for steps in arguments.after:
             model = data.model("edm", 0)
             sdediff.fit(
                 model, data.train, steps=steps, batch_size=BATCH, augment=data.augment, progress=False
@@ -209,8 +209,9 @@ def main() -> None:
     parser.add_argument("--objectives", nargs="+", default=["stable"], choices=list(OBJECTIVES)[1:])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--every", type=int, default=50)
-    parser.add_argument("--batches", type=int, default=300)
+    parser.add_argument("--every", type=int, default=100)
+    parser.add_argument("--after", nargs="+", type=int, default=[100, 300, 1000])
+    parser.add_argument("--batches", type=int, default=100)
     parser.add_argument("--out", type=Path, default=Path("training_objectives.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
