@@ -30,7 +30,6 @@ CASES = {
     "mlp-vector": (lambda **k: MLP(dim=5, hidden=16, blocks=2, **k), (5,)),
     "mlp-image": (lambda **k: MLP(dim=24, hidden=16, blocks=2, **k), (1, 4, 6)),
     "unet-signal": (lambda **k: UNet(channels=2, dims=1, base=8, multipliers=(1, 2, 2), **k), (2, 11)),
-    "unet-image": (lambda **k: UNet(channels=1, base=8, **k), (1, 4, 4)),
     "unet-odd": (lambda **k: UNet(channels=3, base=8, multipliers=(1, 2, 3), **k), (3, 7, 5)),
     "unet-pixel": (lambda **k: UNet(channels=1, base=4, groups=3, **k), (1, 1, 1)),
     "unet-line": (lambda **k: UNet(channels=1, base=8, attention=(), **k), (1, 1, 9)),
@@ -47,7 +46,7 @@ TINY = {"base": 8, "blocks": 1, "dropout": 0.0}
 DDPMPP = {"channels": 2, "dims": 1, "multipliers": (1, 2), **TINY}
 NCSNPP = {"channels": 1, "multipliers": (1, 1, 2), **TINY}
 PYRAMIDS = {"input_pyramid": "skip", "output_pyramid": "skip"}
-SMALL = ["mlp-vector", "unet-signal", "unet-odd", "unet-pixel", "unet-attends", "ncsnpp-large", "dit-odd"]
+SMALL = ["mlp-vector", "unet-signal", "unet-pixel", "unet-attends", "ncsnpp-large", "adm-like", "dit-signal"]
 KINDS = ["mlp-vector", "unet-odd", "ncsnpp", "ncsnpp-large", "adm-like", "dit-odd"]
 
 
