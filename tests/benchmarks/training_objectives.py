@@ -85,6 +85,7 @@ _STABLE = DenoisingLoss(Sigmoid(), _LAM, Adaptive(), targets=StableTargets())
 OBJECTIVES: dict[str, tuple[str, Any]] = {
     "uniform-t": ("eps", DenoisingLoss(Eps(), UniformTime(), low_discrepancy=False)),
     "stable": ("edm", _STABLE),
+    "uniform-t, edm": ("edm", DenoisingLoss(Eps(), UniformTime(), low_discrepancy=False)),
     "stable, eps": ("eps", _STABLE),
     "sigmoid": ("edm", DenoisingLoss(Sigmoid(), _LAM, Adaptive())),
     "likelihood": ("edm", DenoisingLoss(Likelihood(), UniformTime(), _LAM)),
