@@ -75,11 +75,13 @@ def log_weights(z: Tensor, eps: Tensor, lam: Tensor) -> Tensor:
     .. math:: \log w_{ij} = -\tfrac12 r_i^2\,|z_i - z_j|^2 - r_i\,\epsilon_i\cdot(z_i - z_j) + \ldots,
               \qquad r = \alpha/\sigma
 
-    with the square :math:`|z_t - \alpha z_j|^2` written so that nothing cancels where sigma is small.
+    which is :math:`-|z_t - \alpha z_j|^2/2\sigma^2` less its value at j = i, in the precision of lam:
+    float64, since r is large where sigma is small.
     """
     wide = z.flatten(1).to(lam.dtype)
     noise, r = eps.flatten(1).to(wide), torch.exp(lam)[:, None]
-    apart = torch.cdist(wide, wide, compute_mode="donot_use_mm_for_euclid_dist").square()
+    inner = wide @ wide.T
+    apart = inner.diagonal()[:, None] + inner.diagonal() - 2 * inner
     along = (noise * wide).sum(dim=1, keepdim=True) - noise @ wide.T
     return -0.5 * r**2 * apart - r * along
 
