@@ -42,6 +42,11 @@ class Group:
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._agreed: BaseException | None = None
 
+    @property
+    def note(self) -> str:
+        """How a report adds that several processes did it."""
+        return "" if self.size == 1 else f", by {self.size} processes"
+
     def share(self, total: int) -> slice:
         """The rows, of `total`, that are this process's: consecutive, maybe none."""
         return slice(total * self.rank // self.size, total * (self.rank + 1) // self.size)

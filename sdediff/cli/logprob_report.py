@@ -112,7 +112,7 @@ def summarise(rows: Iterable[Row]) -> dict[str, Summary]:
 def report(evaluation: Evaluation, rows: RowFile, table: Table, options: Namespace, group: Group) -> None:
     """Print what is in a whole table, and draw it; all processes evaluate the rows of the check."""
     stem = Path(options.out).with_suffix("")
-    written, spent = group.on_main(lambda: _summary(table, options, f"{stem}.histogram.png"))
+    written, spent = group.on_main(lambda: _summary(table, options, f"{stem}.histogram.png", group.note))
     if options.plots and options.check_rows:
         outcome, how = check(evaluation, rows, table, options.check_rows, spent, group)
         if outcome is not None:
@@ -121,12 +121,12 @@ def report(evaluation: Evaluation, rows: RowFile, table: Table, options: Namespa
         print(f"wrote     {', '.join(written)}")
 
 
-def _summary(table: Table, options: Namespace, path: str) -> tuple[list[str], float]:
+def _summary(table: Table, options: Namespace, path: str, note: str) -> tuple[list[str], float]:
     """Print and draw the values; returns the files written, and the vector-Jacobian products spent."""
     summaries = summarise(table.rows())
     for kind, summary in summaries.items():
         _tell(kind, summary)
-    print(f"solver    {describe(options)}")
+    print(f"solver    {describe(options)}{note}")
     columns = [summary.columns["divergence_evaluations"] for summary in summaries.values()]
     spent = sum(column.mean * column.n for column in columns)
     if not options.plots or not any(summary.columns["log_prob"].n for summary in summaries.values()):

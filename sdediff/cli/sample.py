@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
             x, solution = drawn
             tables.write_rows(options.out, x, levels, columns(options, model))
             _report(options, x, solution, time.perf_counter() - began)
-            print(f"solver    {describe(options)}")
+            print(f"solver    {describe(options)}{group.note}")
             print(f"wrote     {options.out}")
     return 0
 

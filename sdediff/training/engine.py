@@ -136,8 +136,13 @@ class Engine:
 
     def clip(self, parameters: Iterable[nn.Parameter], norm: float) -> Tensor:
         """Limit the gradient's norm, which is returned, ()."""
-        clip = nn.utils.clip_grad_norm_ if self._plain else self.accelerator.clip_grad_norm_
-        return full(torch.as_tensor(clip(parameters, norm)))
+        if not self._plain:
+            return full(torch.as_tensor(self.accelerator.clip_grad_norm_(parameters, norm)))
+        parameters = list(parameters)
+        total = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if float(total) > norm:  # else a pass over all gradients is saved
+            nn.utils.clip_grads_with_norm_(parameters, norm, total)
+        return total
 
     @property
     def scales_gradients(self) -> bool:

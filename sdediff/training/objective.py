@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -60,8 +61,18 @@ class Draw:
         """
         if not low_discrepancy:
             return noise.uniform(self.seed, self.rows, INDEPENDENT, self.step, (), torch.float64)
-        u = noise.uniform(self.seed, torch.zeros(1, dtype=torch.long), TIMES, self.step, (), torch.float64)
-        return stratified(u, self.total)[self.rows]
+        block, place = divmod(self.step, _BLOCK)
+        return stratified(_offsets(self.seed, block)[place], self.total)[self.rows]
+
+
+#: Steps whose offsets are drawn at once.
+_BLOCK = 256
+
+
+@lru_cache(maxsize=8)
+def _offsets(seed: int, block: int) -> Tensor:
+    """A number in [0, 1) for each step of a block."""
+    return noise.uniform(seed, torch.arange(_BLOCK), TIMES, block, (), torch.float64)
 
 
 class StepLoss(NamedTuple):
