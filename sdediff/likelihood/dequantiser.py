@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from solvers.noise import Stream, uniform
 
 from ..model import DiffusionModel
-from ..networks.unet import CONVOLUTIONS
+from ..networks.blocks import CONVOLUTIONS
 from ..run import check_span
 from ..training.sources import Shuffle, isolated_rng, step_seed
 from .dequantisation import TruncatedNormal, Variational, half_cell

@@ -175,7 +175,8 @@ class Levels(nn.Module):
 
     def _cells(self, z: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Data and noise of model units in widths of a cell, from the lowest cell's lower end."""
-        shift, scale = (0.0, 1.0) if self.shift is None else (self.shift, self.scale)
+        shift = 0.0 if self.shift is None else self.shift
+        scale = 1.0 if self.scale is None else self.scale
         return (shift + scale * z - self.low) / self.width, scale * noise / self.width
 
     def _pull(self, z: Tensor, noise: Tensor, scores: Tensor) -> Tensor:

@@ -80,7 +80,7 @@ class SmallImageNet(nn.Module):
             "whole_blocks": whole(name, "whole_blocks", whole_blocks, 1),
             "channels": whole(name, "channels", channels, 4),
             "blocks": whole(name, "blocks", blocks, 1),
-            "dropout": fraction(name, "dropout", dropout),
+            "dropout": (dropout := fraction(name, "dropout", dropout)),
             "whole_dropout": fraction(name, "whole_dropout", whole_dropout),
             "values": self.values,
         }
@@ -94,7 +94,7 @@ class SmallImageNet(nn.Module):
         dims, colours = len(self.shape) - 1, self.shape[0]
         self.place = nn.Parameter(torch.randn(PLACES, *self.shape[1:]))
         self.stem = convolution(dims, colours * (1 + features) + PLACES, channels)
-        self.blocks = nn.ModuleList(_Block(dims, channels, self.config["dropout"]) for _ in range(blocks))
+        self.blocks = nn.ModuleList(_Block(dims, channels, dropout) for _ in range(blocks))
         self.output = zeroed(convolution(dims, channels, colours * self.values, kernel=1))
         self.bias = nn.Parameter(torch.zeros(colours * self.values, *self.shape[1:]))
 

@@ -69,10 +69,12 @@ class Checkpoint:
         state: dict[int, dict[str, Any]] = {
             int(i): dict(values) for i, values in facts.pop("scalars").items()
         }
-        for name, tensor in parts.pop("optimizer").items():
+        for name, tensor in parts["optimizer"].items():
             index, _, key = name.partition(".")
             state.setdefault(int(index), {})[key] = tensor
-        return cls(**parts, optimizer={"state": state}, **facts)
+        weights, averages, objective = (parts[part] for part in _PARTS)
+        step, config, progress = (facts[fact] for fact in ("step", "config", "progress"))
+        return cls(step, weights, averages, objective, {"state": state}, config, progress)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, stored: Mapping[str, Any]) -> None:

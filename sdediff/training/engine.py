@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -47,7 +46,7 @@ class Engine:
         like: Tensor,
         precision: str | None = None,
         trackers: Sequence[Any] = (),
-        folder: Path | None = None,
+        folder: str | os.PathLike[str] | None = None,
         accelerator: Accelerator | None = None,
     ) -> None:
         from accelerate import Accelerator
@@ -100,7 +99,7 @@ class Engine:
         stacked = torch.stack([value.detach().to(self.device, torch.float32) for value in values])
         if self._plain:
             return stacked.tolist()
-        return self.accelerator.reduce(stacked, "sum").tolist()  # type: ignore[union-attr]
+        return self.accelerator.reduce(stacked, "sum").tolist()
 
     def whole(self, values: Tensor, rows: slice, total: int) -> Tensor:
         """The whole batch's values, (total,), from each process's share of them."""
@@ -108,7 +107,7 @@ class Engine:
             return values
         mine = values.new_zeros(total)
         mine[rows] = values
-        return self.accelerator.reduce(mine, "sum")  # type: ignore[return-value]
+        return self.accelerator.reduce(mine, "sum")
 
     # -- modules and gradients -------------------------------------------------------------------------------
 
@@ -121,7 +120,7 @@ class Engine:
         """The module and its optimiser, ready for this engine's processes and precision."""
         if self._plain:
             return module, optimizer
-        return self.accelerator.prepare(module, optimizer)  # type: ignore[return-value]
+        return self.accelerator.prepare(module, optimizer)
 
     def accumulating(self, module: nn.Module) -> AbstractContextManager[Any]:
         """Within this context gradients are added up on each process alone."""
@@ -174,9 +173,10 @@ def full(value: Tensor) -> Tensor:
 
 def like_parameter(value: Tensor, parameter: Tensor) -> Tensor:
     """A whole tensor, laid out over devices as the parameter is (a scalar as it is)."""
-    if not hasattr(parameter, "device_mesh") or value.shape != parameter.shape:
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not isinstance(parameter, DTensor) or value.shape != parameter.shape:
         return value
-    from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
 

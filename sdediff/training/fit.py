@@ -18,11 +18,12 @@ from sdediff.training.checkpoint import check_same
 from sdediff.training.ema import Exponential, Profile
 from sdediff.training.engine import Engine
 from sdediff.training.folder import RunFolder
-from sdediff.training.losses import DenoisingLoss, get_loss
+from sdediff.training.losses import Loss, get_loss
 from sdediff.training.schedules import InverseSqrt
 from sdediff.training.sources import (
     DEFAULT_BATCH_SIZE,
     Source,
+    TensorSource,
     check_rows,
     convert,
     isolated_rng,
@@ -102,7 +103,7 @@ def fit(
     cond: Tensor | np.ndarray | None = None,
     val_cond: Tensor | np.ndarray | None = None,
     lr: float | Callable[[int], float] = 2e-3,
-    loss: str | DenoisingLoss = "balanced",
+    loss: str | Loss = "balanced",
     seed: int = 0,
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
@@ -157,7 +158,8 @@ def fit(
             square root of the step from there; or any function step -> rate, such as
             :class:`~sdediff.training.Cosine`.
         loss: "balanced" (the network's own error, log-normal over all noise levels), "native" (uniform
-            in t), "eps", "x0", "likelihood", "edm", or a :class:`~sdediff.training.DenoisingLoss`.
+            in t), another of the names in :data:`sdediff.training.LOSSES`, or a loss such as
+            :class:`~sdediff.training.DenoisingLoss`.
         seed: Seed of data order, times and noise.
         out: The run's folder, made if need be: ``checkpoints/`` (all that is needed to go on), ``log.csv``,
             ``config.json``, ``environment.json``, ``best.safetensors`` (lowest validation loss) and, at the
@@ -214,26 +216,12 @@ def fit(
         >>> fit(model, torch.randn(100, 2), steps=3, batch_size=10, progress=False).steps
         3
     """
-    positive = {"steps": steps, "log_every": log_every, "checkpoint_every": checkpoint_every}
-    positive |= {"accumulate": accumulate, "keep": keep}
-    _check(model, positive, clip, units, resume, out)
-    if optimizer is not None and weight_decay:
-        raise TypeError("weight_decay= goes with the default optimiser: set it in optimizer= instead")
-    if (
-        cond is not None
-        and val_cond is None
-        and val is not None
-        and not isinstance(val, (Dataset, DataLoader))
-    ):
-        raise TypeError(
-            "cond= and val= were given without val_cond=: give the conditions of the held-out rows too"
-        )
     settings = Settings(
         steps=steps,
         seed=seed,
         loss=get_loss(loss),
         rate=lr if callable(lr) else InverseSqrt(lr),
-        optimizer=optimizer or AdamW(weight_decay),
+        optimizer=_optimizer(optimizer, weight_decay),
         profiles=(Exponential(ema_decay), *averages),
         clip=clip,
         augment=augment,
@@ -249,18 +237,11 @@ def fit(
     )
     source = make_source(x_train, cond, batch_size, seed, workers)
     folder = None if out is None else RunFolder(out, keep)
-    first = next(p for p in model.parameters() if p.requires_grad)
-    with Engine(first, precision, trackers, None if folder is None else folder.path, accelerator) as engine:
-        model.to(engine.device)
-        trainer, config = _prepare(model, source, settings, engine, folder, units, resume, val, val_cond)
-        trainer.run(config)
-        if folder is not None and engine.main:
-            model.save(folder.model)
-    levels = None if trainer.validation is None else trainer.validation.noise_levels()
-    return TrainingResult(model, trainer.step, trainer.seconds, trainer.history, levels, trainer.raw)
+    with Engine(_trained(model), precision, trackers, out, accelerator) as engine:
+        return _fit(model, source, settings, engine, folder, units, resume, (val, val_cond))
 
 
-def _prepare(
+def _fit(
     model: DiffusionModel,
     source: Source,
     settings: Settings,
@@ -268,10 +249,11 @@ def _prepare(
     folder: RunFolder | None,
     units: str,
     resume: bool,
-    val: Any,
-    val_cond: Any,
-) -> tuple[Trainer, dict[str, Any]]:
-    """The run, at its beginning or where it was left, and what it is, as JSON."""
+    held: tuple[Any, Any],
+) -> TrainingResult:
+    """Train, by the engine's processes; `held` are held-out rows and their conditions."""
+    _check(source, units, resume, folder, held)
+    model.to(engine.device)
     stored = folder.load() if resume and folder is not None else None
     rows = source.sample()
     check_rows(rows, model.data_shape, "x_train")
@@ -282,37 +264,51 @@ def _prepare(
     config = {"model": description, "data": source.config, "units": units} | _describe(settings)
     if folder is not None and stored is not None:
         check_same(stored.config, config, folder.latest())
-    if stored is not None:
         load_weights(model, stored.weights, "the checkpoint")  # before the loss and the held-out data see it
-    seed, augment = settings.seed, settings.augment
-    with isolated_rng(step_seed(seed, "objective", 0)):  # a loss may have weights of its own
+    with isolated_rng(step_seed(settings.seed, "objective", 0)):  # a loss may have weights of its own
         objective = settings.loss.objective(model).to(engine.device)
-    validation = None if val is None else Validation(model, val, val_cond, objective, seed, augment)
+    seed, augment = settings.seed, settings.augment
+    validation = None if held[0] is None else Validation(model, *held, objective, seed, augment)
     trainer = Trainer(model, source, settings, objective, engine, validation, folder, stored)
     if folder is not None and engine.main:
         facts = {"processes": engine.processes, "device": str(engine.device), "step": trainer.step}
         folder.begin(config, stored is not None, facts)
         engine.begin_tracking(folder.path.name, config)
     engine.accelerator.wait_for_everyone()
-    return trainer, config
+    trainer.run(config)
+    if folder is not None and engine.main:
+        model.save(folder.model)
+    levels = None if validation is None else validation.noise_levels()
+    return TrainingResult(model, trainer.step, trainer.seconds, trainer.history, levels, trainer.raw)
 
 
-def _check(
-    model: DiffusionModel, positive: dict[str, int], clip: float | None, units: str, resume: bool, out: Any
-) -> None:
-    for name, value in positive.items():
-        if value < 1:
-            raise ValueError(f"{name}={value}: give at least 1")
-    if clip is not None and not clip > 0:
-        raise ValueError(f"clip={clip}: give a positive norm, or None for no limit")
+def _trained(model: DiffusionModel) -> torch.nn.Parameter:
+    """The first parameter that is trained."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            return parameter
+    raise ValueError(
+        "the model has no parameters to train: build it from a torch module with some that require gradients"
+    )
+
+
+def _optimizer(optimizer: Optimizer | None, weight_decay: float) -> Optimizer:
+    if optimizer is not None and weight_decay:
+        raise TypeError("weight_decay= goes with the default optimiser: set it in optimizer= instead")
+    return optimizer or AdamW(weight_decay)
+
+
+def _check(source: Source, units: str, resume: bool, folder: RunFolder | None, held: tuple[Any, Any]) -> None:
+    """Refuse arguments that do not go together, before anything is touched."""
     if units not in ("learn", "keep"):
         raise ValueError(f'units={units!r}: give "learn" or "keep"')
-    if resume and out is None:
+    if resume and folder is None:
         raise TypeError("resume=True needs to know where from: give out=, the folder of the run")
-    if not any(p.requires_grad for p in model.parameters()):
-        raise ValueError(
-            "the model has no parameters to train: build it from a torch module whose parameters require "
-            "gradients"
+    val, val_cond = held
+    conditional = isinstance(source, TensorSource) and source.cond is not None
+    if conditional and val_cond is None and val is not None and not isinstance(val, (Dataset, DataLoader)):
+        raise TypeError(
+            "cond= and val= were given without val_cond=: give the conditions of the held-out rows too"
         )
 
 

@@ -38,6 +38,9 @@ class RunFolder:
         path: The folder; made by :meth:`begin`.
         keep: Number of latest checkpoints to keep.
 
+    Raises:
+        ValueError: If none is to be kept.
+
     Example:
         >>> import tempfile
         >>> RunFolder(tempfile.mkdtemp()).latest() is None
@@ -45,6 +48,8 @@ class RunFolder:
     """
 
     def __init__(self, path: str | os.PathLike[str], keep: int = 2) -> None:
+        if keep < 1:
+            raise ValueError(f"keep={keep}: give at least 1")
         self.path, self.keep = Path(path), keep
 
     @property

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 class Preview:
     """A callback for :func:`fit` that draws samples and the held-out error by noise level.
 
-    It writes ``previews/000001000-samples.png`` and ``-noise.png`` into the folder of the run, always from the
+    It writes ``previews/000001000-samples.png`` and ``-noise.png`` into the run's folder, always from the
     same seed, so that the pictures of a run show the same samples getting better.
 
     Args:

@@ -22,7 +22,7 @@ from sdediff.training.ema import Averages, Profile
 from sdediff.training.engine import Engine, full
 from sdediff.training.folder import RunFolder
 from sdediff.training.interrupts import interruptible, obey
-from sdediff.training.losses import DenoisingLoss
+from sdediff.training.losses import Loss
 from sdediff.training.objective import Draw, Objective, StepLoss
 from sdediff.training.sources import Source, convert, isolated_rng, step_seed
 from sdediff.training.validation import Validation
@@ -56,7 +56,7 @@ class Settings:
 
     steps: int
     seed: int
-    loss: DenoisingLoss
+    loss: Loss
     rate: Callable[[int], float]
     optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer]
     profiles: tuple[Profile, ...]
@@ -71,6 +71,14 @@ class Settings:
     snapshot_every: int | None
     progress: bool
     callbacks: Sequence[Callback]
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "log_every", "checkpoint_every", "snapshot_every", "accumulate"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}: give at least 1")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"clip={self.clip}: give a positive norm, or None for no limit")
 
 
 class Step(nn.Module):
@@ -206,11 +214,10 @@ class Trainer:
                 inputs = [None if v is None else v[here] for v in (z, cond, augment)]
                 seen.append(self._gradient(inputs, Draw(settings.seed, k, part, total), i + 1 < len(parts)))
         norm = engine.clip(self.parameters, settings.clip or math.inf)
-        over = settings.max_seconds is not None and self.seconds >= settings.max_seconds
-        flags = torch.tensor([float(bool(signalled())), float(over)], device=self.device)
-        loss, size, stop, over = engine.sum(
-            sum(s.loss.sum() for s in seen) / total, norm / engine.processes, *flags
-        )
+        late = settings.max_seconds is not None and self.seconds >= settings.max_seconds
+        flags = torch.tensor([float(bool(signalled())), float(late)], device=self.device)
+        losses = torch.stack([part.loss.sum() for part in seen])
+        loss, size, stop, over = engine.sum(losses.sum() / total, norm / engine.processes, *flags)
         self._watch(k, loss, 0.0 if engine.scales_gradients else size, x, self._intact)
         for group in self.optimizer.param_groups:
             group["lr"] = settings.rate(k)
@@ -286,9 +293,9 @@ class Trainer:
         self._losses.clear()
         if self.validation is not None:
             with self.averaged() as model:
-                line["val_loss"] = self.validation.loss()
-                if line["val_loss"] < self.best:
-                    self.best = line["val_loss"]
+                line["val_loss"] = loss = self.validation.loss()
+                if loss < self.best:
+                    self.best = loss
                     if self.folder is not None and self.engine.main:
                         self.folder.save_best(model)
         line |= {"lr": self.settings.rate(self.step - 1), "seconds": round(self.seconds, 3)}
@@ -324,7 +331,7 @@ class Trainer:
             for i, state in optimizer["state"].items()
         }
         parts = (self.trained.state_dict(), self.averages.state(), self.objective.state_dict())
-        whole = [{name: full(value) for name, value in part.items()} for part in parts]
+        weights, averages, objective = ({name: full(value) for name, value in part.items()} for part in parts)
         progress = {
             "updates": self.averages.updates,
             "seconds": self.seconds,
@@ -334,7 +341,8 @@ class Trainer:
             "best": self.best if math.isfinite(self.best) else None,
         }
         if self.engine.main:
-            self.folder.save(Checkpoint(self.step, *whole, optimizer, config, progress), last=last)
+            state = Checkpoint(self.step, weights, averages, objective, optimizer, config, progress)
+            self.folder.save(state, last=last)
         self._saved = self.step
 
     def _restore(self, stored: Checkpoint) -> None:

@@ -145,7 +145,7 @@ def _histograms(x: Tensor, data: Tensor | None, title: str) -> Figure:
     panels: list[Axes] = list(figure.subplots(lines, columns, squeeze=False).flat)
     for j, axes in enumerate(panels[:count]):
         column = x[:, j][torch.isfinite(x[:, j])]
-        own = {"density": True, "bins": 40, "histtype": "step"}
+        own: dict[str, Any] = {"density": True, "bins": 40, "histtype": "step"}
         if data is not None:
             axes.hist(data[:, j].numpy(), color=COLOURS[1], label="data", **own)
         axes.hist(column.numpy(), color=COLOURS[0], label="samples", **own)

@@ -11,32 +11,22 @@ from __future__ import annotations
 
 import argparse
 import math
-import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
+from runs import CONFIGS, train_on
 from torch import Tensor
 
 import sdediff
-from sdediff.cli import main as command
 from sdediff.data import dequantise, patches
-
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 def trained(rows: Tensor, config: Path) -> sdediff.DiffusionModel:
     """The model of `sdediff train` on these rows."""
-    with tempfile.TemporaryDirectory() as folder:
-        file, run = Path(folder) / "rows.npy", Path(folder) / "run"
-        np.save(file, rows.numpy())
-        began = time.process_time()
-        words = ["train", file, "--config", config, "--out", run, "--val_fraction", 0]
-        if command([str(word) for word in words]):
-            raise RuntimeError(f"sdediff train {file} failed")
-        print(f"{time.process_time() - began:.0f} s of the processor, {torch.get_num_threads()} threads")
-        return sdediff.load(run / "model.safetensors").eval()
+    model, spent = train_on(rows, config)
+    print(f"{spent:.0f} s of the processor, {torch.get_num_threads()} threads")
+    return model
 
 
 def mean(values: Tensor) -> str:

@@ -19,29 +19,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from runs import CONFIGS, train
 from torch import Tensor
 
 import sdediff
 from sdediff import viz
-from sdediff.cli import main as command
-from sdediff.cli.tables import read_rows, split
+from sdediff.data import open_dataset, split
 
-CONFIG = Path(__file__).resolve().parents[2] / "configs" / "mnist.yaml"
 SOLVE = {"rtol": 1e-3, "atol": 1e-3, "divergence": sdediff.Hutchinson(probes=1), "batch_size": 64}
 
 
-def train(path: str, config: Path, run: Path) -> sdediff.DiffusionModel:
+def trained(path: str, config: Path, run: Path) -> sdediff.DiffusionModel:
     """The model of a run's folder, trained or trained further if need be."""
-    if not (run / "model.safetensors").exists():
-        began, processor = time.perf_counter(), time.process_time()
-        words = ["train", path, "--config", str(config), "--out", str(run)]
-        if command([*words, "--resume", "true"] if (run / "checkpoints").exists() else words):
-            raise RuntimeError(f"sdediff train into {run} failed")
-        wall, processor = time.perf_counter() - began, time.process_time() - processor
-        print(
-            f"trained in {wall:.0f} s, {processor:.0f} s of the processor, {torch.get_num_threads()} threads"
-        )
-    return sdediff.load(run / "model.safetensors").eval()
+    if (run / "model.safetensors").exists():
+        return sdediff.load(run / "model.safetensors").eval()
+    began = time.perf_counter()
+    model, spent = train(path, config, run, *(["--resume", "true"] if (run / "checkpoints").exists() else []))
+    wall, threads = time.perf_counter() - began, torch.get_num_threads()
+    print(f"trained in {wall:.0f} s, {spent:.0f} s of the processor, {threads} threads")
+    return model
 
 
 def draw(model: sdediff.DiffusionModel, images: Tensor, picture: Path) -> None:
@@ -89,15 +85,15 @@ def main() -> None:
     """Train, draw and measure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("path")
-    parser.add_argument("--config", type=Path, default=CONFIG)
+    parser.add_argument("--config", type=Path, default=CONFIGS / "mnist.yaml")
     parser.add_argument("--run", type=Path, default=Path("runs/mnist"))
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--dequantiser_steps", type=int, default=300)
     parser.add_argument("--picture", type=Path, default=Path("mnist_samples.png"))
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    seen, held = split(read_rows(given.path).values, 0.1, 0)
-    model = train(given.path, given.config, given.run)
+    seen, held = (part.take(range(len(part)))[0] for part in split(open_dataset(given.path), 0.1, 0))
+    model = trained(given.path, given.config, given.run)
     draw(model, held, given.picture)
     measure(model, seen, held[: given.images], given.dequantiser_steps, given.out)
 

@@ -16,23 +16,19 @@ import argparse
 import json
 import math
 import os
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import numpy as np
 import torch
 from baselines import NSFOptions, NSFTraining
+from runs import CONFIGS, train_on
 from torch import Tensor
 
-import sdediff
-from sdediff.cli import main as command
-from sdediff.cli.tables import read_rows, split
+from sdediff.data import read, split
 
-CONFIG = Path(__file__).resolve().parents[2] / "configs" / "power_plant.yaml"
 #: The flow's settings: chosen on the validation rows of the power-plant table at 60 s.
 FLOW = NSFOptions(transforms=3, hidden=(128, 128), bins=8, dropout=0.0, batch_size=256, lr=1e-3)
 
@@ -40,18 +36,6 @@ FLOW = NSFOptions(transforms=3, hidden=(128, 128), bins=8, dropout=0.0, batch_si
 def grain(x: Tensor) -> Tensor:
     """The smallest distance between different values of each column, (d,)."""
     return torch.stack([c.unique().diff().min() for c in x.T])
-
-
-def diffusion(rows: Tensor, config: Path, seed: int) -> tuple[sdediff.DiffusionModel, float]:
-    """The model of `sdediff train` on these rows, and the processor's seconds it took."""
-    with tempfile.TemporaryDirectory() as folder:
-        file, run = Path(folder) / "rows.npy", Path(folder) / "run"
-        np.save(file, rows.numpy())
-        began = time.process_time()
-        words = ["train", file, "--config", config, "--out", run, "--seed", seed, "--val_fraction", 0]
-        if command([str(word) for word in words]):
-            raise RuntimeError(f"sdediff train {file} failed")
-        return sdediff.load(run / "model.safetensors").eval(), time.process_time() - began
 
 
 def flow(train: Tensor, val: Tensor, seconds: float, seed: int) -> tuple[torch.nn.Module, float]:
@@ -63,7 +47,7 @@ def flow(train: Tensor, val: Tensor, seconds: float, seed: int) -> tuple[torch.n
 
 def measure(path: str, config: Path, seconds: float, seeds: int, out: Path | None) -> None:
     """Train, print and write."""
-    rows = read_rows(path).values.double()
+    rows = read(path, dtype=torch.float64)
     train, held = split(rows, 0.1, 0)
     train, val = train[: -len(held)], train[-len(held) :]
     mean, std = train.mean(0), train.std(0)
@@ -76,7 +60,7 @@ def measure(path: str, config: Path, seconds: float, seeds: int, out: Path | Non
     values: dict[str, list[Tensor]] = {"diffusion": [], "flow": []}
     lines: list[dict[str, Any]] = []
     for seed in range(seeds):
-        model, spent = diffusion(train, config, seed)
+        model, spent = train_on(train, config, "--seed", seed)
         with torch.no_grad():
             result = model.log_likelihood(torch.cat([held, moved]), rtol=1e-3, atol=1e-3)
         solver = float(result.solver_error.mean())
@@ -117,7 +101,7 @@ def note(
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("path")
-    parser.add_argument("--config", type=Path, default=CONFIG)
+    parser.add_argument("--config", type=Path, default=CONFIGS / "power_plant.yaml")
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path)

@@ -57,7 +57,9 @@ def ours(model: sdediff.DiffusionModel, x: Tensor, batch: int, steps: int) -> fl
 
 
 def main() -> None:
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; ms a step, median of {BLOCKS} blocks")
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads; ms a step, median of {BLOCKS} blocks"
+    )
     for name, (make, shape, batch) in NETWORKS.items():
         torch.manual_seed(0)
         net, x = make(), torch.randn(4096, *shape)
