@@ -190,8 +190,8 @@ def test_interrupted_training_says_how_to_go_on(run, tmp_path, monkeypatch):
 
     steps = []
 
-    def advance(self, inner=trainer.Trainer.advance):
-        inner(self)
+    def advance(self, *rest, inner=trainer.Trainer.advance):
+        inner(self, *rest)
         steps.append(self.step)
         if len(steps) == 3:
             raise KeyboardInterrupt
@@ -239,7 +239,7 @@ MISTAKES = {
     "sample pictures --out s.png --levels [3]": (1, "levels=[3.0]"),
     "sample cut.safetensors": (1, "damaged, cut short"),
     "sample table.csv": (1, "damaged, cut short"),
-    "sample run/checkpoint.safetensors": (1, "holds a checkpoint where a model is needed"),
+    "sample run/checkpoints/000000006.safetensors": (1, "holds a checkpoint where a model is needed"),
     "sample nothing": (1, "there is no file nothing"),
     "sample .": (1, "without a model.safetensors"),
     "logprob run narrow.csv": (1, "has 2 columns where 3 columns are needed"),

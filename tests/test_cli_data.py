@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from sdediff import data
-from sdediff.cli import tables
+from sdediff.cli import main, tables
 
 
 @pytest.fixture
@@ -62,3 +62,14 @@ def test_data_that_come_along_have_their_own_held_out_rows() -> None:
     train, val = tables.parts("digits", tables.open_rows("digits"), 0.5, seed=3)
     split = data.digits()
     assert torch.equal(tables.floats(train), split.train) and torch.equal(tables.floats(val), split.val)
+
+
+def test_training_reads_whatever_can_be_opened(folder: Path, tmp_path: Path) -> None:
+    """Images are decoded a batch at a time; of the data that come along no held-out row is trained on."""
+    words = "--steps 1 --batch_size 4 --network MLP --network.hidden 8 --network.blocks 1 --dequantise"
+    out = tmp_path / "run"
+    assert main(["train", str(folder), "--out", str(out), "--val_fraction", "0.2", *words.split()]) == 0
+    held = np.load(out / "held_out.npy")
+    assert held.shape == (1, 1, 6, 5) and held.dtype == np.uint8
+    assert main(["train", "digits", "--out", str(tmp_path / "digits"), *words.split()]) == 0
+    assert np.array_equal(np.load(tmp_path / "digits" / "held_out.npy"), data.digits().val.numpy())

@@ -10,10 +10,9 @@ from typing import Any
 
 import yaml
 from jsonargparse import Namespace
-from torch import Tensor
 
 from sdediff import files, networks, processes
-from sdediff.data import dequantise
+from sdediff.data import RowDataset, dequantise
 from sdediff.model import DiffusionModel
 from sdediff.training import Power, Preview, TrainingResult, fit
 from sdediff.training.engine import is_main
@@ -39,19 +38,17 @@ def main(argv: list[str]) -> int:
         )
     out, resumed = Path(options.out), _resumed(options)
     say = print if is_main() else _silent
-    rows = tables.read_rows(options.data, options.data_shape)
-    tables.check_varies(rows, options.data)
-    x, columns = rows
+    rows = tables.open_rows(options.data, options.data_shape)
     if options.network.name is None:
-        options = read_options([*argv, "--network.name", "MLP" if x.ndim == 2 else "UNet"])
-    train, val = tables.split(x, options.val_fraction, options.seed)
-    model = build(options, tuple(x.shape[1:]))
+        options = read_options([*argv, "--network.name", "MLP" if len(rows.shape) == 1 else "UNet"])
+    train, val = tables.parts(options.data, rows, options.val_fraction, options.seed)
+    model = build(options, rows.shape)
     say(f"data      {len(train)} rows to train on, {len(val)} held out, each of shape {model.data_shape}")
     say(f"model     {model}")
-    if tables.are_levels(x) and not options.dequantise and x.ndim > 2:
+    if tables.are_levels(rows) and not options.dequantise and len(rows.shape) > 1:
         say("note      the data are whole numbers: for log-likelihoods of them train with --dequantise")
     if not resumed and is_main():
-        _begin(out, options, val, columns)
+        _begin(out, options, val, rows.columns)
     result = _fit(model, train, val, options, out)
     if is_main():
         if resumed:
@@ -92,7 +89,9 @@ def _construct(registry: dict[str, Any], section: Namespace, **fixed: Any) -> An
     return registry[section.name](**arguments, **fixed)
 
 
-def _fit(model: DiffusionModel, train: Tensor, val: Tensor, options: Namespace, out: Path) -> TrainingResult:
+def _fit(
+    model: DiffusionModel, train: RowDataset, val: RowDataset, options: Namespace, out: Path
+) -> TrainingResult:
     """Call fit with its own options; a run that fails before it has trained leaves nothing behind."""
     own = {name: options[name] for name in inspect.signature(fit).parameters if name in options}
     own["lr"] = SCHEDULES[options.schedule](options.lr, options.steps)
@@ -140,7 +139,7 @@ def _resumed(options: Namespace) -> bool:
 BESIDE = ("config.yaml", "held_out.npy", "columns.json")
 
 
-def _begin(out: Path, options: Namespace, val: Tensor, columns: list[str] | None) -> None:
+def _begin(out: Path, options: Namespace, val: RowDataset, columns: list[str] | None) -> None:
     out.mkdir(parents=True, exist_ok=True)
     _write_config(out, options)
     for name in BESIDE[1:]:
@@ -157,9 +156,9 @@ def _leave(out: Path) -> None:
         return
     for name in (*BESIDE, "config.json", "environment.json"):
         (out / name).unlink(missing_ok=True)
-    with suppress(OSError):  # they hold other files
-        (out / "checkpoints").rmdir()
-        out.rmdir()
+    for folder in (out / "checkpoints", out):
+        with suppress(OSError):  # it holds other files, or was not made
+            folder.rmdir()
 
 
 def _write_config(out: Path, options: Namespace) -> None:
