@@ -327,7 +327,7 @@ def test_a_resumed_run_must_be_the_same_run(tmp_path: Path) -> None:
             quick(make_model(), make_data(), out=tmp_path, resume=True, **options)
     with pytest.raises(ValueError, match=r"it differs in model\.network\.args\.dropout \(0\.0, now 0\.5\)"):
         quick(make_model(dropout=0.5), make_data(), out=tmp_path, resume=True)
-    with pytest.raises(ValueError, match="damaged.*remove it to go on from .*000000008"):
+    with pytest.raises(ValueError, match=r"damaged.*remove it to go on from .*000000008"):
         (tmp_path / "checkpoints/000000010.safetensors").write_bytes(b"x" * 100)
         quick(make_model(), make_data(), out=tmp_path, resume=True)
     with pytest.raises(TypeError, match="resume=True needs to know where from"):
