@@ -309,3 +309,29 @@ def test_augmentation_labels_reach_the_network() -> None:
     assert [len(rows) for rows in seen] == [200, 16, 16]
     layer = next(m for n, m in model.named_modules() if n.endswith("augment"))
     assert float(layer.weight.grad.abs().sum()) > 0 if layer.weight.grad is not None else True
+
+
+def test_held_out_data_and_units_see_the_clean_part_of_an_augmentation() -> None:
+    """Flips with labels leave them as they are; dequantisation stays."""
+    from sdediff.data import Augment, Compose, dequantise
+
+    x = torch.arange(16.0).reshape(4, 1, 2, 2) % 5
+    augment = Compose(dequantise, Augment(flip=True, p=1.0, labels=True))
+    models = [
+        DiffusionModel(MLP(dim=4, hidden=8, blocks=1, augment_dim=dim), processes.VP(), "edm", (1, 2, 2))
+        for dim in (augment.dim, 0)
+    ]
+    held = []
+    for model, each in zip(models, (augment, dequantise), strict=True):
+        fit(model, x, val=x, steps=1, batch_size=4, augment=each, progress=False)
+        objective = training.LOSSES["balanced"].objective(model)
+        held.append(Validation(model, x, None, objective, 0, each).x)
+    assert torch.equal(*held) and torch.equal(models[0].scale, models[1].scale)
+
+
+def test_what_cannot_work_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"snapshot_every=5 without an average .* averages=\[Power"):
+        quick(make_model(), out=tmp_path, snapshot_every=5)
+    with pytest.raises(ValueError, match=r"cond_dropout=0.1 .* build MLP\(optional_cond=True\)"):
+        quick(make_model(cond_dim=1), cond=torch.zeros(200, 1), cond_dropout=0.1)
+    assert not list(tmp_path.iterdir())

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from sdediff.serialization import describe, load_weights
+from sdediff.training.augment import cleaned
 from sdediff.training.checkpoint import check_same
 from sdediff.training.ema import Exponential, Profile
 from sdediff.training.engine import Engine
@@ -30,7 +31,7 @@ from sdediff.training.sources import (
     make_source,
     step_seed,
 )
-from sdediff.training.trainer import Callback, Settings, Trainer, augmented
+from sdediff.training.trainer import Callback, Settings, Trainer
 from sdediff.training.validation import NoiseLevels, Validation
 
 if TYPE_CHECKING:
@@ -168,9 +169,10 @@ def fit(
         units: "learn" sets the model's shift, scale and moments from x_train (of a Dataset or DataLoader, up
             to 65536 rows); "keep" leaves them, for going on with a trained model.
         augment: Called as ``augment(x, seed)`` on every batch in data units, for example
-            :func:`sdediff.data.dequantise`; units are learnt from, and validation is done on, augmented data.
-            It is told which rows these are where it takes ``indices=``, and may return ``(x, labels)`` for a
-            network built with ``augment_dim``.
+            :func:`sdediff.data.dequantise`; units are learnt from, and validation is done on, data augmented
+            so, or by its part ``augment.clean`` where it has one (:class:`sdediff.data.Augment`). It is told
+            which rows these are where it takes ``indices=``, and may return ``(x, labels)`` for a network
+            built with ``augment_dim``.
         ema_decay: Largest decay of the weight average; it starts smaller (:class:`~sdediff.training.EMA`).
         clip: Largest norm of the gradient; None for no limit.
         weight_decay: Of AdamW.
@@ -253,6 +255,7 @@ def _fit(
 ) -> TrainingResult:
     """Train, by the engine's processes; `held` are held-out rows and their conditions."""
     _check(source, units, resume, folder, held)
+    _check_dropout(model, settings.cond_dropout)
     model.to(engine.device)
     stored = folder.load() if resume and folder is not None else None
     rows = source.sample()
@@ -312,9 +315,18 @@ def _check(source: Source, units: str, resume: bool, folder: RunFolder | None, h
         )
 
 
+def _check_dropout(model: DiffusionModel, p: float) -> None:
+    """Refuse to leave out conditions that the network, as far as it says so, cannot do without."""
+    if p and getattr(model.network, "config", {}).get("optional_cond") is False:
+        name = type(model.network).__name__
+        raise ValueError(
+            f"cond_dropout={p} with a network that needs its condition: build {name}(optional_cond=True)"
+        )
+
+
 def _learn_units(model: DiffusionModel, rows: Tensor, settings: Settings) -> None:
     rows = convert(rows, next(model.parameters()))
-    model.set_units(augmented(settings.augment, rows, step_seed(settings.seed, "units", 0))[0])
+    model.set_units(cleaned(settings.augment, rows, step_seed(settings.seed, "units", 0)))
 
 
 def _describe(settings: Settings) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 import signal
 import time
@@ -16,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from sdediff.training.augment import augmented
 from sdediff.training.checkpoint import Checkpoint, load_optimizer
 from sdediff.training.conditions import drop
-from sdediff.training.ema import Averages, Profile
+from sdediff.training.ema import Averages, Power, Profile
 from sdediff.training.engine import Engine, full
 from sdediff.training.folder import RunFolder
 from sdediff.training.interrupts import interruptible, obey
@@ -79,6 +79,11 @@ class Settings:
                 raise ValueError(f"{name}={value}: give at least 1")
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip={self.clip}: give a positive norm, or None for no limit")
+        if self.snapshot_every is not None and not any(isinstance(p, Power) for p in self.profiles):
+            raise ValueError(
+                f"snapshot_every={self.snapshot_every} without an average to take snapshots of: give "
+                "averages=[Power(0.05), Power(0.10)]"
+            )
 
 
 class Step(nn.Module):
@@ -359,15 +364,3 @@ class Trainer:
 def trainable(module: nn.Module) -> list[nn.Parameter]:
     """The parameters that are trained."""
     return [p for p in module.parameters() if p.requires_grad]
-
-
-def augmented(
-    augment: Callable[..., Any] | None, x: Tensor, seed: int, indices: Tensor | None = None
-) -> tuple[Tensor, Tensor | None]:
-    """Augmented data and augmentation labels, None without; rows are named where the function takes names."""
-    if augment is None:
-        return x, None
-    indices = torch.arange(len(x)) if indices is None else indices
-    named = {"indices": indices.to(x.device)} if "indices" in inspect.signature(augment).parameters else {}
-    result = augment(x, seed, **named)
-    return result if isinstance(result, tuple) else (result, None)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sdediff.training.augment import Augmentation, cleaned
 from sdediff.training.objective import Objective, squared_error, wide
 from sdediff.training.sources import (
     VALIDATION,
@@ -63,7 +64,7 @@ class Validation:
         cond: Any,
         objective: Objective,
         seed: int,
-        augment: Callable[[Tensor, int], Tensor] | None = None,
+        augment: Augmentation | None = None,
     ) -> None:
         with isolated_rng(step_seed(seed, "validation", 1)):
             x, cond = _collect(x, cond)
@@ -75,7 +76,7 @@ class Validation:
         choice = _draw(seed, len(x), 0).argsort(stable=True)[:MOST]
         choice = choice.repeat(-(-FEWEST // len(choice)))
         x = convert(x[choice], first)
-        self.x = x if augment is None else augment(x, step_seed(seed, "validation", 0))
+        self.x = cleaned(augment, x, step_seed(seed, "validation", 0))
         self.cond = None if cond is None else cond[choice].to(first.device)
         n = len(choice)
         self.u = stratified(0.5 / n, n)[_draw(seed, n, 1).argsort(stable=True)]
