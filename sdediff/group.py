@@ -16,6 +16,11 @@ import torch
 
 Result = TypeVar("Result")
 
+
+class Gone(RuntimeError):
+    """Another process of the launch has ended, so this one cannot go on."""
+
+
 #: Processes wait for the slowest; one that is gone is noticed by its connection.
 _PATIENCE = timedelta(days=30)
 
@@ -92,7 +97,7 @@ class Group:
 
     def agreed(self, error: BaseException) -> bool:
         """Whether all processes raise this error, so that the first one may tell of it for all."""
-        return error is self._agreed
+        return error is self._agreed and not isinstance(error, Gone)
 
     def _gather(self, value: Any, to: str = "all") -> list[Any]:
         import torch.distributed as dist
@@ -104,12 +109,26 @@ class Group:
             else:
                 dist.gather_object(value, found if self.main else None, dst=0, group=self._channel)
         except RuntimeError as error:
-            self._agreed = RuntimeError(
-                "another process of this launch has ended without a word, as when it is killed for want of "
-                f"memory: look at its messages ({str(error).splitlines()[0]})"
-            )
+            self._agreed = _gone(error)
             raise self._agreed from error
         return found if to == "all" or self.main else []
+
+
+def explained(error: BaseException) -> BaseException:
+    """The error itself, or :class:`Gone` where it is of a connection to a process that has ended."""
+    import torch.distributed as dist
+
+    broken = isinstance(error, RuntimeError) and (
+        isinstance(error, dist.DistError) or "/gloo/" in str(error)  # gloo has no class of its own
+    )
+    return _gone(error) if broken else error
+
+
+def _gone(error: BaseException) -> Gone:
+    return Gone(
+        "another process of this launch has ended without a word, as when it is killed for want of "
+        f"memory: look at its messages ({str(error).splitlines()[0]})"
+    )
 
 
 def _kind(error: Exception) -> type[Exception]:
@@ -144,10 +163,30 @@ def current() -> Group:
 
 
 def silent(error: BaseException | None = None) -> bool:
-    """Whether another process of the launch says for this one what all have to say, such as this error."""
-    if int(os.environ.get("RANK", "0")) == 0:
+    """Whether another process of the launch says for this one what all have to say, such as this error.
+
+    What all processes say is said by the first. An error that they have not agreed on is told by the process
+    that has it, and those that end because it has gone are silent: the first to ask speaks.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return False
-    return error is None or (_known is not None and _known.agreed(error))
+    if error is None or (_known is not None and _known.agreed(error)):
+        return int(os.environ.get("RANK", "0")) != 0
+    return not _first_to_fail()
+
+
+def _first_to_fail() -> bool:
+    """Whether no process of this launch has asked this before."""
+    import torch.distributed as dist
+
+    try:
+        place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = dist.TCPStore(  # type: ignore[attr-defined]
+            *place, is_master=False, timeout=timedelta(seconds=5)
+        )
+        return store.add(f"sdediff/failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", 1) == 1
+    except (KeyError, ValueError, RuntimeError):  # it is gone with the process that held it
+        return True
 
 
 def cpu_only() -> bool:

@@ -13,6 +13,7 @@ from jsonargparse import Namespace
 
 from sdediff import files, networks, processes
 from sdediff.data import RowDataset, dequantise
+from sdediff.group import current
 from sdediff.model import DiffusionModel
 from sdediff.training import Power, Preview, TrainingResult, fit
 from sdediff.training.engine import is_main
@@ -36,6 +37,7 @@ def main(argv: list[str]) -> int:
         raise UsageError(
             "data and a folder for the run are needed, such as sdediff train table.csv --out run"
         )
+    current()  # join the launch, so that what all have to say is said once
     out, resumed = Path(options.out), _resumed(options)
     say = print if is_main() else _silent
     rows = tables.open_rows(options.data, options.data_shape)

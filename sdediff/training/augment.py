@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdediff.training.sources import step_seed
+
 #: A function (x, seed) of a batch in data units, or (x, seed, *, indices), that returns x or (x, labels).
 Augmentation = Callable[..., Any]
 
@@ -20,8 +22,10 @@ def augmented(
     if augment is None:
         return x, None
     indices = torch.arange(len(x)) if indices is None else indices
-    named = {"indices": indices.to(x.device)} if "indices" in inspect.signature(augment).parameters else {}
-    result = augment(x, seed, **named)
+    if "indices" in inspect.signature(augment).parameters:
+        result = augment(x, seed, indices=indices.to(x.device))
+    else:  # another process's rows are not to be changed alike
+        result = augment(x, step_seed(seed, "rows", int(indices[0])) if indices[0] else seed)
     return result if isinstance(result, tuple) else (result, None)
 
 

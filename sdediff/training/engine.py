@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from sdediff.group import cpu_only, current, explained
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
@@ -61,7 +63,7 @@ class Engine:
         self._fresh = accelerator is None and not AcceleratorState._shared_state
         alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
         self.accelerator = accelerator or Accelerator(
-            cpu=alone and like.device.type == "cpu",
+            cpu=like.device.type == "cpu" if alone else cpu_only(),
             device_placement=not alone,
             mixed_precision=precision,
             log_with=list(trackers) or None,
@@ -71,28 +73,27 @@ class Engine:
             step_scheduler_with_optimizer=False,
         )
         self.device = like.device if alone else self.accelerator.device
-        self.rank, self.processes = self.accelerator.process_index, self.accelerator.num_processes
-        self.main, self._tracking = self.accelerator.is_main_process, bool(trackers)
+        self.group, self._tracking = current(), bool(trackers)
+        self.processes, self.main, self.share = self.group.size, self.group.main, self.group.share
         # One process in full precision needs no wrappers, whose checks cost small networks 4 % of a step.
         self._plain = self.accelerator.mixed_precision == "no" and self.processes == 1 and not self.sharded
 
     def __enter__(self) -> Engine:
         return self
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *trace: Any) -> None:
         from accelerate.state import AcceleratorState
 
         if self._tracking:
-            self.accelerator.end_training()
+            for tracker in self.accelerator.trackers:  # end_training() would end the process group as well
+                tracker.finish()
         self.accelerator.free_memory()
         if self._fresh:
             AcceleratorState._reset_state()
+        if error is not None and self.processes > 1 and explained(error) is not error:
+            raise explained(error) from error
 
     # -- rows ------------------------------------------------------------------------------------------------
-
-    def share(self, total: int) -> slice:
-        """The rows of a batch of `total` that are this process's."""
-        return slice(total * self.rank // self.processes, total * (self.rank + 1) // self.processes)
 
     def sum(self, *values: Tensor) -> list[float]:
         """Scalars summed over all processes."""
@@ -102,10 +103,10 @@ class Engine:
         return self.accelerator.reduce(stacked, "sum").tolist()
 
     def whole(self, values: Tensor, rows: slice, total: int) -> Tensor:
-        """The whole batch's values, (total,), from each process's share of them."""
+        """The whole batch's values, (total, ...), from each process's share of them."""
         if self.processes == 1:
             return values
-        mine = values.new_zeros(total)
+        mine = values.new_zeros(total, *values.shape[1:])
         mine[rows] = values
         return self.accelerator.reduce(mine, "sum")
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sdediff.serialization import describe, load_weights
 from sdediff.training.augment import cleaned
-from sdediff.training.checkpoint import check_same
+from sdediff.training.checkpoint import check_same, differences
 from sdediff.training.ema import Exponential, Profile
 from sdediff.training.engine import Engine
 from sdediff.training.folder import RunFolder
@@ -273,10 +273,12 @@ def _fit(
     seed, augment = settings.seed, settings.augment
     validation = None if held[0] is None else Validation(model, *held, objective, seed, augment)
     trainer = Trainer(model, source, settings, objective, engine, validation, folder, stored)
+    _check_alike(engine, {"step": trainer.step} | config)
     if folder is not None and engine.main:
         facts = {"processes": engine.processes, "device": str(engine.device), "step": trainer.step}
         folder.begin(config, stored is not None, facts)
-        engine.begin_tracking(folder.path.name, config)
+    if engine.main:
+        engine.begin_tracking("sdediff" if folder is None else folder.path.name, config)
     engine.accelerator.wait_for_everyone()
     trainer.run(config)
     if folder is not None and engine.main:
@@ -313,6 +315,18 @@ def _check(source: Source, units: str, resume: bool, folder: RunFolder | None, h
         raise TypeError(
             "cond= and val= were given without val_cond=: give the conditions of the held-out rows too"
         )
+
+
+def _check_alike(engine: Engine, facts: dict[str, Any]) -> None:
+    """Refuse a run whose processes would not do the same."""
+    first, *others = engine.group.together(lambda: facts)
+    for rank, other in enumerate(others, start=1):
+        changed = differences(first, other)
+        if changed:
+            raise ValueError(
+                f"process {rank} of this launch is not where the first is: it differs in "
+                f"{'; '.join(changed)}; every process needs the same arguments, data and run folder"
+            )
 
 
 def _check_dropout(model: DiffusionModel, p: float) -> None:

@@ -7,6 +7,7 @@ checkpointed and moved with everything else.
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,8 +31,17 @@ if TYPE_CHECKING:
 #: Stream of solvers.noise of times drawn independently.
 INDEPENDENT = 111
 
-#: ``(z, eps, lam, cond, augment) -> (z, eps)``: data and noise of whose targets the network learns.
-Targets = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None], tuple[Tensor, Tensor]]
+#: ``(z, eps, lam, cond, augment) -> (z, eps)``: data and noise of whose targets the network learns; with
+#: ``batch=``, :class:`Rows`, where it looks at the other rows of the step too.
+Targets = Callable[..., tuple[Tensor, Tensor]]
+
+
+class Rows(NamedTuple):
+    """Data in model units (N, *data_shape), their conditions (N, ...) and augmentation labels (N, ...)."""
+
+    z: Tensor
+    cond: Tensor | None = None
+    augment: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,7 @@ class Draw:
         step: Number of the step.
         rows: Places of these rows in the whole batch of the step, (B,).
         total: Rows of the whole batch, over all processes and accumulated parts.
+        batch: The rows of the whole batch, where the objective gathers them.
 
     Example:
         >>> Draw(0, 3, torch.arange(2, 4), 4).uniform().shape
@@ -53,6 +64,7 @@ class Draw:
     step: int
     rows: Tensor
     total: int
+    batch: Rows | None = None
 
     def uniform(self, low_discrepancy: bool = True) -> Tensor:
         """Numbers in [0, 1), float64, (B,): one in every interval of length 1/total over the whole batch.
@@ -88,6 +100,8 @@ class Objective(nn.Module, ABC):
 
     #: Whether `observe` does anything: the whole batch's values are gathered for it after every step.
     learns: bool = False
+    #: Whether a row's loss depends on the other rows of the step, which are then in the draw.
+    gathers: bool = False
 
     @abstractmethod
     def forward(
@@ -136,6 +150,7 @@ class DenoisingObjective(Objective):
         self.scale = loss.mean_weight(model)
         proposal = loss.proposal or loss.times
         self.learns = isinstance(proposal, Adaptive)
+        self.gathers = loss.targets is not None and "batch" in inspect.signature(loss.targets).parameters
         self.proposal: Times = (
             AdaptiveTimes(proposal, model.process) if isinstance(proposal, Adaptive) else proposal
         )
@@ -154,7 +169,8 @@ class DenoisingObjective(Objective):
         t = self.proposal.sample(draw.uniform(loss.low_discrepancy), process)
         t = t.to(z.device, wide(z.device))
         importance, eps = loss.importance(process, t, self.proposal), self.noise(draw, z)
-        target = None if loss.targets is None else loss.targets(z, eps, process.lam(t), cond, augment)
+        others = {} if draw.batch is None else {"batch": draw.batch}
+        target = loss.targets(z, eps, process.lam(t), cond, augment, **others) if loss.targets else None
         error = squared_error(model, z, eps, t, cond, augment, target)
         weight = self.weight(model, t)
         value = self.combine(model, weight * error, importance, z, eps, t)

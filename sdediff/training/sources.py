@@ -130,7 +130,9 @@ class TensorSource:
 
 
 class DatasetSource:
-    """A map-style Dataset whose items are x or (x, cond); an item's own randomness is seeded by the step.
+    """A map-style Dataset whose items are x or (x, cond); draws of its own are seeded by step and place.
+
+    Where it reads many at once (`__getitems__`) they are seeded by the step and the process's first place.
 
     Args:
         dataset: The data.
@@ -160,8 +162,7 @@ class DatasetSource:
     def read(self, step: int, part: slice) -> Any:
         """The items of a part of a step's batch, stacked."""
         rows = self.shuffle(step * self.batch_size, self.batch_size)[part].tolist()
-        with isolated_rng(step_seed(self.seed, f"data/{part.start}", step)):
-            return torch.utils.data.default_collate(self._items(rows))
+        return torch.utils.data.default_collate(self._items(rows, "data", part.start, step))
 
     def _reader(self, step: int, part: slice) -> Iterable[Any]:
         """Stacked batches from `step` on, read ahead by workers in order."""
@@ -170,15 +171,22 @@ class DatasetSource:
             _Steps(self, part), batch_size=None, sampler=steps, num_workers=self.workers, prefetch_factor=4
         )
 
-    def _items(self, rows: list[int]) -> list[Any]:
+    def _items(self, rows: list[int], purpose: str, start: int = 0, step: int = 0) -> list[Any]:
+        """Items whose places in the whole batch begin at `start`."""
         several = getattr(self.dataset, "__getitems__", None)  # torch's own name for reading many at once
-        return list(several(rows)) if several is not None else [self.dataset[row] for row in rows]
+        with isolated_rng(step_seed(self.seed, f"{purpose}/{start}", step)):
+            if several is not None:
+                return list(several(rows))
+            items = []
+            for place, row in enumerate(rows, start):
+                torch.default_generator.manual_seed(step_seed(self.seed, f"{purpose}/{place}", step))
+                items.append(self.dataset[row])
+            return items
 
     def sample(self) -> Tensor:
         """Up to STATISTICS_ROWS rows, chosen at random."""
         rows = self.shuffle.permutation(0)[:STATISTICS_ROWS].tolist()
-        with isolated_rng(step_seed(self.seed, "statistics", 0)):
-            items = self._items(rows)
+        items = self._items(rows, "statistics")
         return torch.stack(
             [torch.as_tensor(item[0] if isinstance(item, (tuple, list)) else item) for item in items]
         )

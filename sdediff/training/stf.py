@@ -22,12 +22,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sdediff.training.objective import Rows
 from solvers.problems import expand
 
 
 @dataclass(frozen=True)
 class StableTargets:
-    """Targets from all rows of a batch that may share a row's condition: those a process holds at a step.
+    """Targets from all rows of a step's batch that may share a row's condition.
 
     Rows of another condition are left out, and so are those of another augmentation; a row without a
     condition learns from all. Continuous conditions have no equals, and leave the plain target.
@@ -47,6 +48,7 @@ class StableTargets:
         lam: Tensor,
         cond: Tensor | None = None,
         augment: Tensor | None = None,
+        batch: Rows | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Means of data and noise given the noised rows.
 
@@ -56,43 +58,47 @@ class StableTargets:
             lam: log(alpha/sigma) of every row, (B,).
             cond: Conditions, (B, ...); rows of NaN or labels -1 are without.
             augment: Augmentation labels, (B, augment_dim).
+            batch: The rows that may be sources, (N, ...) each; these rows when left out.
 
         Returns:
             Mean data and mean noise, each (B, *E).
         """
-        logits = log_weights(z, eps, lam)
-        for labels, free in ((cond, True), (augment, False)):
-            if labels is not None:
-                logits = logits.masked_fill(~_alike(labels, free), -torch.inf)
-        mean = (logits.softmax(dim=1).to(z) @ z.flatten(1)).view_as(z)
+        batch = batch or Rows(z, cond, augment)
+        logits = log_weights(z, eps, lam, batch.z)
+        for labels, others, free in ((cond, batch.cond, True), (augment, batch.augment, False)):
+            if labels is not None and others is not None:
+                logits = logits.masked_fill(~_alike(labels, others, free), -torch.inf)
+        mean = (logits.softmax(dim=1).to(z) @ batch.z.flatten(1)).view_as(z)
         # alpha z + sigma eps is what it was: eps changes by what z does.
         return mean, eps + expand(torch.exp(lam).to(z), z) * (z - mean)
 
 
-def log_weights(z: Tensor, eps: Tensor, lam: Tensor) -> Tensor:
-    r"""How likely row j is the source of noised row i, by its logarithm and up to a constant a row, (B, B).
+def log_weights(z: Tensor, eps: Tensor, lam: Tensor, sources: Tensor | None = None) -> Tensor:
+    r"""How likely source j made noised row i, by its logarithm and up to a constant a row, (B, N).
 
     .. math:: \log w_{ij} = -\tfrac12 r_i^2\,|z_i - z_j|^2 - r_i\,\epsilon_i\cdot(z_i - z_j) + \ldots,
               \qquad r = \alpha/\sigma
 
-    which is :math:`-|z_t - \alpha z_j|^2/2\sigma^2` less its value at j = i, in the precision of lam:
-    float64, since r is large where sigma is small.
+    which is :math:`-|z_t - \alpha z_j|^2/2\sigma^2` less its value at :math:`z_j = z_i`, in the precision of
+    lam: float64, since r is large where sigma is small. The sources are the rows themselves when left out.
     """
     wide = z.flatten(1).to(lam.dtype)
+    others = wide if sources is None else sources.flatten(1).to(lam.dtype)
     noise, r = eps.flatten(1).to(wide), torch.exp(lam)[:, None]
-    inner = wide @ wide.T
-    apart = inner.diagonal()[:, None] + inner.diagonal() - 2 * inner
-    along = (noise * wide).sum(dim=1, keepdim=True) - noise @ wide.T
+    apart = _square(wide)[:, None] + _square(others) - 2 * wide @ others.T
+    along = (noise * wide).sum(dim=1, keepdim=True) - noise @ others.T
     return -0.5 * r**2 * apart - r * along
 
 
-def _alike(labels: Tensor, free: bool) -> Tensor:
-    """Which rows (B, B) row i may learn from: those of its own label and, where it has none and may, all."""
-    rows = labels.reshape(len(labels), -1)
-    same = (rows[:, None] == rows[None]).all(dim=2) | torch.eye(
-        len(rows), dtype=torch.bool, device=rows.device
-    )
+def _square(rows: Tensor) -> Tensor:
+    return rows.square().sum(dim=1)
+
+
+def _alike(labels: Tensor, others: Tensor, free: bool) -> Tensor:
+    """Which sources (B, N) row i may learn from: those of its label and, where it has none and may, all."""
+    rows, sources = labels.reshape(len(labels), 1, -1), others.reshape(1, len(others), -1)
+    same = (rows == sources).all(dim=2)
     if not free:
         return same
-    none = rows.isnan().any(dim=1) if rows.is_floating_point() else (rows < 0).any(dim=1)
-    return same | none[:, None]
+    none = (rows.isnan() if rows.is_floating_point() else rows < 0).any(dim=2)
+    return same | none

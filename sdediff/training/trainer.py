@@ -23,7 +23,7 @@ from sdediff.training.engine import Engine, full
 from sdediff.training.folder import RunFolder
 from sdediff.training.interrupts import interruptible, obey
 from sdediff.training.losses import Loss
-from sdediff.training.objective import Draw, Objective, StepLoss
+from sdediff.training.objective import Draw, Objective, Rows, StepLoss
 from sdediff.training.sources import Source, convert, isolated_rng, step_seed
 from sdediff.training.validation import Validation
 from sdediff.training.watch import Watch
@@ -211,19 +211,22 @@ class Trainer:
         settings, engine, k = self.settings, self.engine, self.step
         x, cond, z, augment, rows, total = self._batch(k)
         self.optimizer.zero_grad(set_to_none=True)
+        batch = self._gathered(Rows(z, cond, augment), rows, total)
         parts = torch.arange(rows.start, rows.stop).tensor_split(min(settings.accumulate, len(x)))
         seen = []
         with isolated_rng(step_seed(settings.seed, f"network/{rows.start}", k), self.device):
             for i, part in enumerate(parts):
                 here = slice(int(part[0]) - rows.start, int(part[-1]) + 1 - rows.start)
                 inputs = [None if v is None else v[here] for v in (z, cond, augment)]
-                seen.append(self._gradient(inputs, Draw(settings.seed, k, part, total), i + 1 < len(parts)))
+                draw = Draw(settings.seed, k, part, total, batch)
+                seen.append(self._gradient(inputs, draw, i + 1 < len(parts)))
         norm = engine.clip(self.parameters, settings.clip or math.inf)
         late = settings.max_seconds is not None and self.seconds >= settings.max_seconds
         flags = torch.tensor([float(bool(signalled())), float(late)], device=self.device)
         losses = torch.stack([part.loss.sum() for part in seen])
         loss, size, stop, over = engine.sum(losses.sum() / total, norm / engine.processes, *flags)
-        self._watch(k, loss, 0.0 if engine.scales_gradients else size, x, self._intact)
+        size = 0.0 if engine.scales_gradients else size
+        self._watch(k, loss, size, lambda: engine.whole(not_finite(x), rows, total), self._intact)
         for group in self.optimizer.param_groups:
             group["lr"] = settings.rate(k)
         self._updating = True
@@ -260,6 +263,13 @@ class Trainer:
             if settings.cond_dropout:
                 cond = drop(cond, settings.cond_dropout, Draw(settings.seed, k, names, total))
         return x, cond, self.model.to_model(x).to(self.dtype), labels, rows, total
+
+    def _gathered(self, own: Rows, rows: slice, total: int) -> Rows | None:
+        """The rows of the whole batch from each process's own, where the objective looks at them."""
+        if not self.objective.gathers:
+            return None
+        cond, augment = (None if v is None else self.engine.whole(v, rows, total) for v in own[1:])
+        return Rows(self.engine.whole(own.z, rows, total), cond, augment)
 
     def _observe(self, seen: Sequence[StepLoss], rows: slice, total: int) -> None:
         if not self.objective.learns:
@@ -313,7 +323,6 @@ class Trainer:
             self.folder.write_log(self.history)
         self.engine.track({k: v for k, v in line.items() if k != "step"}, self.step)
 
-    @property
     def _intact(self) -> str:
         """What a message of failure says of the last checkpoint."""
         latest = None if self.folder is None else self.folder.latest()
@@ -359,6 +368,11 @@ class Trainer:
         self.seconds, self.history = progress["seconds"], progress["history"]
         self._losses, self._watch.state = list(progress["losses"]), progress["watch"]
         self.best = math.inf if progress["best"] is None else progress["best"]
+
+
+def not_finite(x: Tensor) -> Tensor:
+    """1 for every row that is not finite, else 0, (B,)."""
+    return (~torch.isfinite(x).flatten(1).all(1)).to(torch.int64)
 
 
 def trainable(module: nn.Module) -> list[nn.Parameter]:

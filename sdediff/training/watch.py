@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 
@@ -25,31 +25,32 @@ class Watch:
     def state(self, value: list[float]) -> None:
         self._seen, self._mean, self._start = int(value[0]), value[1], value[2]
 
-    def __call__(self, step: int, loss: float, size: float, x: Tensor, advice: str = "") -> None:
+    def __call__(
+        self, step: int, loss: float, size: float, bad: Callable[[], Tensor], advice: Callable[[], str]
+    ) -> None:
         """Look at step `step`'s loss and gradient norm, before the weights are changed by it.
 
         Args:
             step: Number of the step.
             loss: Its loss.
             size: Its gradient's norm.
-            x: Its batch, to name a row that is not finite.
-            advice: What is intact, for the message.
+            bad: Tells which rows of its batch are not finite.
+            advice: Tells what is intact, for the message.
 
         Raises:
             ValueError: If the batch is not finite.
             RuntimeError: If loss or gradient is not finite, or the loss diverges.
         """
         if not math.isfinite(loss + size):
-            bad = ~torch.isfinite(x).flatten(1).all(1)
-            if bool(bad.any()):
+            rows = bad().nonzero().flatten().tolist()
+            if rows:
                 raise ValueError(
-                    f"step {step}: row {int(bad.nonzero()[0])} of the batch has NaN or infinite values: "
-                    "remove or fill them"
+                    f"step {step}: row {rows[0]} of the batch has NaN or infinite values: remove or fill them"
                 )
             what = "loss" if not math.isfinite(loss) else "gradient"
             raise RuntimeError(
                 f"training stopped at step {step}: the {what} is {loss if what == 'loss' else size}; "
-                f"lower lr=, or look for huge values in the data{advice}"
+                f"lower lr=, or look for huge values in the data{advice()}"
             )
         self._seen += 1
         weight = max(1 / self._seen, 1 / self.SPAN)
@@ -59,5 +60,5 @@ class Watch:
         if self._seen > self.SPAN and self._mean > self.FACTOR * self._start:
             raise RuntimeError(
                 f"training stopped at step {step}: the loss has grown from {self._start:.3g} "
-                f"to {self._mean:.3g} and diverges; lower lr={advice}"
+                f"to {self._mean:.3g} and diverges; lower lr={advice()}"
             )
