@@ -1,7 +1,6 @@
 """Tests run in several processes, one a core: more threads within each would only wait for one another."""
 
 import gc
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,10 +11,18 @@ torch.set_num_threads(1)
 collect_ignore = ["benchmarks"]
 
 
-@pytest.fixture
-def new_objects() -> Iterator[None]:
-    """Hides what exists already from the garbage collector: it lists what the test makes, and quickly."""
+def hide_objects() -> None:
+    """Hides what exists already from the garbage collector, which then lists and visits what comes after."""
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
+
+
+def pytest_collection_finish() -> None:
+    """Thousands of tests and the imported libraries outlive the run: a collection need not visit them."""
+    hide_objects()
+
+
+@pytest.fixture
+def new_objects() -> None:
+    """Only what the test makes is known to the garbage collector."""
+    hide_objects()
