@@ -53,7 +53,6 @@ class Engine:
     ) -> None:
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
-        from accelerate.utils import DistributedDataParallelKwargs
 
         if precision not in (None, *PRECISIONS):
             raise ValueError(f"precision={precision!r} is not known: give one of {', '.join(PRECISIONS)}")
@@ -68,10 +67,9 @@ class Engine:
             mixed_precision=precision,
             log_with=list(trackers) or None,
             project_dir=folder,
-            # Buffers are the same everywhere by construction.
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
             step_scheduler_with_optimizer=False,
         )
+        shard(self.accelerator)
         self.device = like.device if alone else self.accelerator.device
         self.group, self._tracking = current(), bool(trackers)
         self.processes, self.main, self.share = self.group.size, self.group.main, self.group.share
@@ -97,7 +95,8 @@ class Engine:
 
     def sum(self, *values: Tensor) -> list[float]:
         """Scalars summed over all processes."""
-        stacked = torch.stack([value.detach().to(self.device, torch.float32) for value in values])
+        dtype = torch.promote_types(values[0].dtype, torch.float32)
+        stacked = torch.stack([value.detach().to(self.device, dtype) for value in values])
         if self._plain:
             return stacked.tolist()
         return self.accelerator.reduce(stacked, "sum").tolist()
@@ -121,7 +120,10 @@ class Engine:
         """The module and its optimiser, ready for this engine's processes and precision."""
         if self._plain:
             return module, optimizer
-        return self.accelerator.prepare(module, optimizer)
+        wrapped, optimizer = self.accelerator.prepare(module, optimizer)
+        if isinstance(wrapped, nn.parallel.DistributedDataParallel):
+            wrapped.broadcast_buffers = False  # they are the same everywhere by construction
+        return wrapped, optimizer
 
     def accumulating(self, module: nn.Module) -> AbstractContextManager[Any]:
         """Within this context gradients are added up on each process alone."""
@@ -160,6 +162,25 @@ class Engine:
         """Give a line of the log to the trackers."""
         if self._tracking:
             self.accelerator.log({k: v for k, v in values.items() if v is not None}, step=step)
+
+
+def shard(accelerator: Accelerator) -> None:
+    """Let an accelerator shard parameters as its launcher asked: on CPUs too, where it would not by itself.
+
+    Raises:
+        ValueError: If the launcher asked for FSDP's first version, whose shards are no tensors by name.
+    """
+    from accelerate.state import DistributedType
+    from accelerate.utils import FullyShardedDataParallelPlugin, parse_flag_from_env
+
+    state = accelerator.state
+    if accelerator.distributed_type == DistributedType.MULTI_CPU and parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        state.fsdp_plugin = FullyShardedDataParallelPlugin()
+        if accelerator.mixed_precision != "no":
+            state.fsdp_plugin.set_mixed_precision(accelerator.mixed_precision)
+        state.distributed_type = DistributedType.FSDP
+    if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise ValueError("FSDP's first version is not supported: launch with --fsdp_version 2")
 
 
 def is_main() -> bool:

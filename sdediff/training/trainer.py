@@ -124,12 +124,13 @@ class Trainer:
         folder: RunFolder | None = None,
         stored: Checkpoint | None = None,
     ) -> None:
-        self.model, self.source, self.settings, self.objective = model, source, settings, objective
+        self.model, self.source, self.settings = model, source, settings
         self.engine, self.validation, self.folder = engine, validation, folder
         if stored is not None:
             objective.load_state_dict(stored.objective)
-        self.trained = copy.deepcopy(model) if engine.sharded else model
-        module = Step(self.trained, objective)
+        self._whole = Step(model, objective)
+        self._module = module = copy.deepcopy(self._whole) if engine.sharded else self._whole
+        self.trained, self.objective = module.model, module.objective
         self.wrapped, self.optimizer = engine.prepare(module, settings.optimizer(trainable(module)))
         self.parameters = trainable(module)
         first = next(p for p in self.parameters if p.is_floating_point())
@@ -249,10 +250,10 @@ class Trainer:
         """This process's part of a step: x, cond, z in model units, labels, rows, size of the whole."""
         settings = self.settings
         x, cond, rows, total = self.source.batch(k, self.engine.share)
-        if rows.stop == rows.start:
+        if total < self.engine.processes:
             raise ValueError(
-                f"batch_size={total} leaves one of {self.engine.processes} processes without a row: give at "
-                "least one a process"
+                f"a batch of {total} leaves one of {self.engine.processes} processes without a row: give at "
+                "least one a process (of a DataLoader with drop_last=True)"
             )
         names = torch.arange(rows.start, rows.stop)
         x, labels = augmented(
@@ -296,10 +297,9 @@ class Trainer:
     def averaged(self) -> Iterator[DiffusionModel]:
         """Within this context ``self.model`` holds the averaged weights, whole."""
         with self.averages.averaged():
-            if self.model is not self.trained:
-                with torch.no_grad():
-                    for p, q in zip(self.model.parameters(), self.trained.parameters(), strict=True):
-                        p.copy_(full(q))
+            if self._whole is not self._module:
+                present = self._module.state_dict()
+                self._whole.load_state_dict({name: full(value) for name, value in present.items()})
             yield self.model
 
     def _log(self, bar: tqdm[Any]) -> None:
