@@ -11,7 +11,8 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ class RunFolder:
     ``config.json`` (what a resumed run must share), ``environment.json`` (versions and machine of every
     start), ``log.csv``, ``checkpoints/000001000.safetensors`` (all that is needed to go on),
     ``best.safetensors`` (lowest validation loss) and ``model.safetensors`` (the end), both for
-    :func:`sdediff.load`.
+    :func:`sdediff.load`. Callers add ``ema/`` (snapshots of averages) and ``previews/``.
 
     Args:
         path: The folder; made by :meth:`begin`.
@@ -61,6 +62,16 @@ class RunFolder:
     def best(self) -> Path:
         """The averaged weights of lowest validation loss."""
         return self.path / "best.safetensors"
+
+    @property
+    def log(self) -> Path:
+        """The lines of the history."""
+        return self.path / "log.csv"
+
+    def _beside(self) -> list[Path]:
+        """Snapshots and pictures: those of another run would pass for this one's."""
+        found = (*self.path.glob("ema/*.safetensors"), *self.path.glob("previews/*.png"))
+        return [p for p in found if re.match(r"\d{9}\b", p.name)]
 
     def checkpoints(self) -> list[Path]:
         """Checkpoints, oldest first."""
@@ -98,26 +109,25 @@ class RunFolder:
             with_starts = self.path / "environment.json"
             starts = json.loads(with_starts.read_text()) if with_starts.exists() else []
         else:
-            for old in (*self.checkpoints(), self.best, self.model):
+            for old in (*self.checkpoints(), self.best, self.model, self.log, *self._beside()):
                 old.unlink(missing_ok=True)
         files.write_text(self.path / "config.json", json.dumps(config, indent=1) + "\n")
         text = json.dumps([*starts, environment() | dict(facts)], indent=1)
         files.write_text(self.path / "environment.json", text + "\n")
 
     def write_log(self, history: Sequence[Mapping[str, Any]]) -> None:
-        """Write all lines of the log."""
+        """Write all lines of the log; a full disk is a warning, since the next time writes them too."""
         text = io.StringIO()
         writer = csv.DictWriter(text, list(history[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(history)
-        files.write_text(self.path / "log.csv", text.getvalue())
+        with _dispensable(self.log):
+            files.write_text(self.log, text.getvalue())
 
     def save_best(self, model: DiffusionModel) -> None:
         """Write the model of lowest validation loss; a full disk is a warning."""
-        try:
+        with _dispensable(self.best):
             model.save(self.best)
-        except OSError as error:
-            _log.warning("%s could not be written (%s); training goes on", self.best, error)
 
     def save(self, checkpoint: Checkpoint, *, last: bool) -> None:
         """Write a checkpoint, then remove those beyond the number kept.
@@ -141,6 +151,15 @@ class RunFolder:
             return
         for old in self.checkpoints()[: -self.keep]:
             old.unlink(missing_ok=True)
+
+
+@contextmanager
+def _dispensable(path: Path) -> Iterator[None]:
+    """Within this context a file that cannot be written is a warning."""
+    try:
+        yield
+    except OSError as error:
+        _log.warning("%s could not be written (%s); training goes on", path, error)
 
 
 def environment() -> dict[str, Any]:
