@@ -65,12 +65,19 @@ class WithVariance(nn.Module):
         """
         return self.head(x, t, *(() if cond is None else (cond,)))
 
+    def set_units(self, *units: Tensor) -> None:
+        """Hand the model's units on to parts that take them."""
+        self._hand_on("set_units", units)
+
     def set_moments(self, *moments: Tensor) -> None:
         """Hand the data's moments on to parts that take them."""
+        self._hand_on("set_moments", moments)
+
+    def _hand_on(self, method: str, values: tuple[Tensor, ...]) -> None:
         for part in (self.network, self.head):
-            take = getattr(part, "set_moments", None)
+            take = getattr(part, method, None)
             if callable(take):
-                take(*moments)
+                take(*values)
 
 
 def _module(part: Described, what: str) -> nn.Module:
