@@ -31,7 +31,7 @@ def drop(cond: Tensor, p: float, draw: Draw) -> Tensor:
         draw: The step and its rows, (B,).
 
     Returns:
-        Like cond, with -1 or NaN in rows left out.
+        Like cond, labels as int64, with -1 or NaN in rows left out.
 
     Raises:
         ValueError: If p is no probability.
@@ -47,4 +47,6 @@ def drop(cond: Tensor, p: float, draw: Draw) -> Tensor:
         raise ValueError(f"cond_dropout={p}: give a probability, from 0 to 1")
     u = noise.uniform(draw.seed, draw.rows, DROPOUT, draw.step, (), torch.float64)
     out = (u < p).to(cond.device).view(-1, *(1,) * (cond.ndim - 1))
-    return cond.masked_fill(out, math.nan if cond.is_floating_point() else -1)
+    if cond.is_floating_point():
+        return cond.masked_fill(out, math.nan)
+    return cond.long().masked_fill(out, -1)  # there is no -1 in uint8
