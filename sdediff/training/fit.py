@@ -255,7 +255,7 @@ def _fit(
 ) -> TrainingResult:
     """Train, by the engine's processes; `held` are held-out rows and their conditions."""
     _check(source, units, resume, folder, held)
-    _check_dropout(model, settings.cond_dropout)
+    _check_dropout(model, source, settings.cond_dropout)
     model.to(engine.device)
     stored = folder.load() if resume and folder is not None else None
     rows = source.sample()
@@ -310,6 +310,8 @@ def _check(source: Source, units: str, resume: bool, folder: RunFolder | None, h
     if resume and folder is None:
         raise TypeError("resume=True needs to know where from: give out=, the folder of the run")
     val, val_cond = held
+    if val is None and val_cond is not None:
+        raise TypeError("val_cond= are the conditions of held-out rows: give those too, val=")
     conditional = isinstance(source, TensorSource) and source.cond is not None
     if conditional and val_cond is None and val is not None and not isinstance(val, (Dataset, DataLoader)):
         raise TypeError(
@@ -329,8 +331,10 @@ def _check_alike(engine: Engine, facts: dict[str, Any]) -> None:
             )
 
 
-def _check_dropout(model: DiffusionModel, p: float) -> None:
-    """Refuse to leave out conditions that the network, as far as it says so, cannot do without."""
+def _check_dropout(model: DiffusionModel, source: Source, p: float) -> None:
+    """Refuse to leave out conditions that are not there, or that the network says it cannot do without."""
+    if p and isinstance(source, TensorSource) and source.cond is None:
+        raise TypeError(f"cond_dropout={p} without conditions to leave out: give cond=, one a row")
     if p and getattr(model.network, "config", {}).get("optional_cond") is False:
         name = type(model.network).__name__
         raise ValueError(
