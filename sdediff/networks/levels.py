@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -37,7 +38,7 @@ class Levels(nn.Module):
 
     Args:
         network: A network with `values` = `levels`, numbers an entry, (B, \*E) -> (B, levels, \*E); or the
-            name of one of :data:`sdediff.networks.REGISTRY`, built so.
+            name of one of :data:`sdediff.networks.REGISTRY` that takes `values`, built so.
         levels: Number of levels, at least 2.
         low: Lower end of the lowest level's cell, in data units.
         width: Width of a cell, in data units.
@@ -84,8 +85,9 @@ class Levels(nn.Module):
                 f"Levels was given low={low} and width={width}: give finite numbers and width > 0."
             )
         if isinstance(network, str):
-            if network not in REGISTRY:
-                raise ValueError(f"Levels was given network={network!r}: name one of {', '.join(REGISTRY)}.")
+            able = [n for n, make in REGISTRY.items() if "values" in inspect.signature(make).parameters]
+            if network not in able:
+                raise ValueError(f"Levels was given network={network!r}: name one of {', '.join(able)}.")
             network = REGISTRY[network](values=levels, **arguments)
         elif not isinstance(network, nn.Module) or arguments:
             raise TypeError(

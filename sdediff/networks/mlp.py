@@ -70,10 +70,10 @@ class MLP(nn.Module):
             "dropout": fraction("MLP", "dropout", dropout),
             "time_dim": whole("MLP", "time_dim", time_dim, 2),
         }
-        self.dim, self.dropout = dim, dropout
+        self.dim, self.dropout, self.values = dim, dropout, whole("MLP", "values", values, 1)
         conditions = (cond_dim, num_classes, optional_cond, augment_dim)
         self.embedding = NoiseEmbedding([hidden] * blocks, time_dim, time_dim, *conditions, owner="MLP")
-        self.config |= self.embedding.config | {"values": whole("MLP", "values", values, 1)}
+        self.config |= self.embedding.config | {"values": self.values}
         self.input = nn.Linear(dim, hidden)
         self.first = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(blocks))
         self.second = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(blocks))
@@ -117,4 +117,4 @@ class MLP(nn.Module):
                 update = F.dropout(update, self.dropout)
             h = h + second(update)
         out = self.output(h)
-        return out.reshape(x.shape if out.numel() == x.numel() else (len(x), -1, *x.shape[1:]))
+        return out.reshape(x.shape if self.values == 1 else (len(x), self.values, *x.shape[1:]))
