@@ -217,8 +217,8 @@ class Chain:
         the forward step: right for white data of unit scale, beta_k where the process preserves their
         variance. These are the extremes of what the reverse step can need (Ho, Jain & Abbeel 2020, arXiv
         2006.11239, section 3.2). At k = 1, where the posterior has none, "posterior" is the same share of
-        "forward" as at k = 2 (Nichol & Dhariwal 2021, arXiv 2102.09672, and the code of Ho et al.:
-        "clipped").
+        "forward" as at k = 2, and so below it in every chain (the code of Ho et al. and of Nichol & Dhariwal
+        2021, arXiv 2102.09672, takes the variance of k = 2 itself).
 
         Raises:
             ValueError: For another kind.
@@ -308,7 +308,7 @@ class Chain:
         return -torch.expm1(2 * (self.lam[k] - self.lam[k - 1]))
 
     def _index(self, k: Index, first: int) -> Tensor:
-        k = torch.as_tensor(k)
+        k = torch.as_tensor(k).cpu()  # where the tables are
         if (
             k.is_floating_point()
             or k.dtype == torch.bool
