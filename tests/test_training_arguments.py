@@ -1,0 +1,100 @@
+"""What training refuses, what it takes over from nobody, and what it hands on to parts of a network."""
+
+from __future__ import annotations
+
+import errno
+import logging
+
+import pytest
+import torch
+
+import sdediff
+from sdediff import files, networks, training
+from sdediff.training.conditions import drop
+
+X = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
+
+
+def make_model(**options):
+    network = networks.MLP(dim=2, hidden=8, blocks=1, **options)
+    return sdediff.DiffusionModel(network, sdediff.VP(), data_shape=(2,))
+
+
+def quick(model, **options):
+    return sdediff.fit(model, X, **{"steps": 4, "batch_size": 8, "progress": False, **options})
+
+
+def test_snapshots_and_pictures_of_another_run_do_not_pass_for_this_one_s(tmp_path):
+    averages = {"averages": [training.Power(0.1)], "snapshot_every": 2, "out": tmp_path}
+    quick(make_model(), steps=8, **averages)
+    (tmp_path / "previews").mkdir()
+    for name in ("000000008-samples.png", "mine.png"):
+        (tmp_path / "previews" / name).touch()
+    quick(make_model(), steps=4, seed=1, **averages)
+    assert [s.step for s in training.posthoc.snapshots(tmp_path)] == [2, 4]
+    assert [p.name for p in (tmp_path / "previews").iterdir()] == ["mine.png"]
+    quick(make_model(), steps=6, seed=1, resume=True, **averages)
+    assert [s.step for s in training.posthoc.snapshots(tmp_path)] == [2, 4, 6]
+
+
+def test_a_log_that_cannot_be_written_is_a_warning(tmp_path, monkeypatch, caplog):
+    write = files.write_text
+
+    def full(path, text):
+        if str(path).endswith("log.csv") and text.count("\n") < 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, text)
+
+    monkeypatch.setattr(files, "write_text", full)
+    with caplog.at_level(logging.WARNING, logger="sdediff"):
+        quick(make_model(), log_every=2, out=tmp_path)
+    assert [r.getMessage().count("training goes on") for r in caplog.records] == [1]
+    assert len((tmp_path / "log.csv").read_text().splitlines()) == 3  # the next time writes all lines
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"cond_dropout": 0.1}, TypeError, r"cond_dropout=0.1 without conditions .* give cond="),
+        ({"val_cond": torch.zeros(4, 1)}, TypeError, r"val_cond= .* give those too, val="),
+        ({"lr": -1.0}, ValueError, r"peak=-1.0, .* give a positive learning rate"),
+    ],
+)
+def test_arguments_that_would_have_no_effect_or_a_bad_one_are_refused(options, kind, message):
+    with pytest.raises(kind, match=message):
+        quick(make_model(cond_dim=1, optional_cond=True), **options)
+
+
+def test_a_cosine_over_no_steps_is_refused():
+    with pytest.raises(ValueError, match=r"peak=0.001, total=0: give .* the number of steps"):
+        training.Cosine(1e-3, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64])
+def test_a_label_left_out_is_minus_one_in_every_dtype(dtype):
+    rows = torch.arange(200)
+    out = drop(torch.full((200,), 3, dtype=dtype), 0.5, training.Draw(0, 0, rows, 200))
+    assert out.dtype == torch.int64 and out.unique().tolist() == [-1, 3]
+
+
+def test_a_head_for_variances_leaves_levels_their_units():
+    inner = networks.Levels("MLP", levels=5, low=2.0, dim=4, hidden=8)
+    network = networks.WithVariance(inner, networks.MLP(dim=4, hidden=8))
+    model = sdediff.DiffusionModel(network, sdediff.VP(), data_shape=(4,))
+    x = 2 + 5 * torch.rand(50, 4, generator=torch.Generator().manual_seed(1))
+    model.set_units(x)
+    assert torch.equal(inner.shift, model.shift.float()) and torch.equal(inner.scale, model.scale.float())
+    denoised = model.denoise(100 * x, 1.0)
+    assert bool(((denoised >= 2) & (denoised <= 7)).all())
+
+
+@pytest.mark.parametrize("name", ["DDPMpp", "TableMLP", "nothing"])
+def test_levels_names_the_networks_it_can_be_built_on(name):
+    with pytest.raises(ValueError, match=rf"network='{name}': name one of MLP, UNet, DiT, SmallImageNet"):
+        networks.Levels(name, levels=4)
+
+
+@pytest.mark.parametrize(("values", "shape"), [(1, (0, 2)), (3, (0, 3, 2))])
+def test_no_rows_make_an_output_of_no_rows(values, shape):
+    net = networks.MLP(dim=2, hidden=8, values=values)
+    assert net(torch.zeros(0, 2), torch.zeros(0)).shape == shape
