@@ -173,14 +173,16 @@ def shard(accelerator: Accelerator) -> None:
     from accelerate.state import DistributedType
     from accelerate.utils import FullyShardedDataParallelPlugin, parse_flag_from_env
 
-    state = accelerator.state
-    if accelerator.distributed_type == DistributedType.MULTI_CPU and parse_flag_from_env("ACCELERATE_USE_FSDP"):
+    state, asked = accelerator.state, parse_flag_from_env("ACCELERATE_USE_FSDP")
+    if asked and accelerator.distributed_type == DistributedType.MULTI_CPU:
         state.fsdp_plugin = FullyShardedDataParallelPlugin()
         if accelerator.mixed_precision != "no":
             state.fsdp_plugin.set_mixed_precision(accelerator.mixed_precision)
         state.distributed_type = DistributedType.FSDP
-    if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
-        raise ValueError("FSDP's first version is not supported: launch with --fsdp_version 2")
+    if accelerator.distributed_type == DistributedType.FSDP:
+        if not accelerator.is_fsdp2:
+            raise ValueError("FSDP's first version is not supported: launch with --fsdp_version 2")
+        state.fsdp_plugin.cpu_ram_efficient_loading = False  # it cannot load a module that has buffers
 
 
 def is_main() -> bool:
