@@ -52,6 +52,21 @@ def test_a_log_that_cannot_be_written_is_a_warning(tmp_path, monkeypatch, caplog
     assert len((tmp_path / "log.csv").read_text().splitlines()) == 3  # the next time writes all lines
 
 
+def test_a_snapshot_that_cannot_be_written_is_a_warning(tmp_path, monkeypatch, caplog):
+    write = files.write_tensors
+
+    def full(path, *content):
+        if path.parent.name == "ema" and path.stem == "000000002":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, *content)
+
+    monkeypatch.setattr(files, "write_tensors", full)
+    with caplog.at_level(logging.WARNING, logger="sdediff"):
+        quick(make_model(), averages=[training.Power(0.1)], snapshot_every=2, out=tmp_path)
+    assert [r.getMessage().count("training goes on") for r in caplog.records] == [1]
+    assert [s.step for s in training.posthoc.snapshots(tmp_path)] == [4]
+
+
 @pytest.mark.parametrize(
     ("options", "kind", "message"),
     [

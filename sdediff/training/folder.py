@@ -121,12 +121,12 @@ class RunFolder:
         writer = csv.DictWriter(text, list(history[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(history)
-        with _dispensable(self.log):
+        with dispensable(self.log):
             files.write_text(self.log, text.getvalue())
 
     def save_best(self, model: DiffusionModel) -> None:
         """Write the model of lowest validation loss; a full disk is a warning."""
-        with _dispensable(self.best):
+        with dispensable(self.best):
             model.save(self.best)
 
     def save(self, checkpoint: Checkpoint, *, last: bool) -> None:
@@ -154,7 +154,7 @@ class RunFolder:
 
 
 @contextmanager
-def _dispensable(path: Path) -> Iterator[None]:
+def dispensable(path: Path) -> Iterator[None]:
     """Within this context a file that cannot be written is a warning."""
     try:
         yield

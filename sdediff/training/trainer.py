@@ -20,7 +20,7 @@ from sdediff.training.checkpoint import Checkpoint, load_optimizer
 from sdediff.training.conditions import drop
 from sdediff.training.ema import Averages, Power, Profile
 from sdediff.training.engine import Engine, full
-from sdediff.training.folder import RunFolder
+from sdediff.training.folder import RunFolder, dispensable
 from sdediff.training.interrupts import interruptible, obey
 from sdediff.training.losses import Loss
 from sdediff.training.objective import Draw, Objective, Rows, StepLoss
@@ -333,7 +333,8 @@ class Trainer:
 
         state = {name: full(value) for name, value in self.averages.state().items()}
         if self.engine.main:
-            save_snapshot(folder.path, self.averages, self.step, state)
+            with dispensable(folder.path / "ema"):  # a gap that a reconstruction can tell of
+                save_snapshot(folder.path, self.averages, self.step, state)
 
     def _save(self, config: dict[str, Any], *, last: bool) -> None:
         """Write the checkpoint, where there is a folder for it and none of this step yet."""
