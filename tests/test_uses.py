@@ -127,6 +127,8 @@ def conditional() -> sdediff.DiffusionModel:
     process = sdediff.VP()
 
     def score(x: Tensor, t: Tensor, label: Tensor) -> Tensor:
+        if bool((label == label[0]).all()):  # as a class at a time is asked for
+            return CLASSES[int(label[0])].score(process, x, t)
         each = torch.stack([data.score(process, x, t) for data in CLASSES])
         return each[label, torch.arange(len(x))]
 
@@ -242,7 +244,7 @@ def test_sure_is_what_the_intervals_say(conditional, labelled):
         lower = [float(result.log_odds(best, c).interval(0.95)[0][i]) for c in range(3) if c != best]
         assert bool(sure[i]) == (min(lower) > 0)
     # One probe has no error: nothing is sure, whatever the margin.
-    one = conditional.classify(x, range(3), divergence=sdediff.Hutchinson(1), nodes=33)
+    one = conditional.classify(x[:4], range(3), divergence=sdediff.Hutchinson(1), nodes=17)
     assert not bool(one.sure().any())
 
 
