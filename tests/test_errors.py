@@ -298,13 +298,14 @@ samples = {s: model.sample(6, solver=s, steps=10, seed=3, batch_size=4) for s in
 samples["dopri5"] = model.sample(6, seed=3, batch_size=4)
 logp = model.log_prob(x, batch_size=3, nodes=17)
 random = model.log_prob(x, divergence=sdediff.Hutchinson(2), seed=5, batch_size=3, nodes=17)
-numbers = {k: v.flatten().tolist() for k, v in (samples | {"logp": logp, "random": random}).items()}
+rest = {"logp": logp, "random": random, "score": model.score(x, 0.3)}
+numbers = {k: v.flatten().tolist() for k, v in (samples | rest).items()}
 print(json.dumps({k: [n.hex() for n in v] for k, v in numbers.items()}))
 """
 
 
 def test_a_new_process_computes_the_same_bits(tmp_path):
-    """Samples and log-densities of a loaded model, for the same seed and chunks."""
+    """Samples, scores and log-densities of a loaded model, for the same seed and chunks."""
     torch.manual_seed(0)
     model = untrained()
     sdediff.fit(model, DATA.sample(200, seed=1), steps=20, batch_size=32, progress=False)
@@ -326,6 +327,7 @@ def test_a_new_process_computes_the_same_bits(tmp_path):
             "random": model.log_prob(
                 rows(7), divergence=sdediff.Hutchinson(2), seed=5, batch_size=3, nodes=17
             ),
+            "score": model.score(rows(7), 0.3),
         }
     finally:
         torch.set_num_threads(threads)

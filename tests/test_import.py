@@ -32,19 +32,3 @@ def test_a_users_own_solvers_module_is_named_in_one_sentence(tmp_path):
     message = done.stderr.strip().splitlines()[-1]
     assert "sdediff needs its own package solvers" in message
     assert str(tmp_path / "solvers.py") in message
-
-
-def test_import_needs_no_network_and_no_plotting_and_pictures_no_pyplot(tmp_path):
-    code = (
-        "import socket\n"
-        "def refuse(*a, **k): raise OSError('no network')\n"
-        "socket.socket.connect = refuse\n"
-        "import sdediff\n"
-        "print([m for m in ('matplotlib', 'sklearn', 'torchdiffeq', 'torchsde') if m in sys.modules])\n"
-        "import torch; from sdediff import viz\n"
-        "viz.image_grid({'a': torch.rand(2, 8, 8)})\n"
-        "print('matplotlib.pyplot' in sys.modules)\n"
-    )
-    done = python(code, tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["[]", "False"]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -50,27 +48,6 @@ def test_a_model_comes_back_bit_for_bit(tmp_path: Path, process: Any, dtype: tor
     with torch.no_grad():
         assert torch.equal(back(x, t), model.eval()(x, t))
     assert os.listdir(tmp_path) == ["a.safetensors"]
-
-
-def test_another_process_computes_the_same_bits(tmp_path: Path) -> None:
-    model = make_model(prediction="edm").eval()
-    model.set_units(torch.randn(50, 3) @ torch.randn(3, 3))
-    serialization.save(model, tmp_path / "model")
-    code = """
-import sys, torch
-from sdediff import serialization
-model = serialization.load(sys.argv[1] + "/model")
-x = torch.load(sys.argv[1] + "/x.pt")
-torch.save((model.score(x, 0.3), model.prior_at(1.0).transform(x)), sys.argv[1] + "/y.pt")
-"""
-    x = torch.randn(7, 3)
-    torch.save(x, tmp_path / "x.pt")
-    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, env=os.environ | threads)
-    score, latent = torch.load(tmp_path / "y.pt")
-    with torch.no_grad():
-        assert torch.equal(score, model.score(x, 0.3))
-    assert torch.equal(latent, model.prior_at(1.0).transform(x))
 
 
 def test_images_and_mixed_dtypes(tmp_path: Path) -> None:
