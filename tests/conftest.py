@@ -11,6 +11,9 @@ torch.set_num_threads(1)
 collect_ignore = ["benchmarks"]
 
 
+_FINISHED: set[str] = set()
+
+
 def hide_objects() -> None:
     """Hides what exists already from the garbage collector, which then lists and visits what comes after."""
     gc.collect()
@@ -20,6 +23,14 @@ def hide_objects() -> None:
 def pytest_collection_finish() -> None:
     """Thousands of tests and the imported libraries outlive the run: a collection need not visit them."""
     hide_objects()
+
+
+def pytest_runtest_logfinish(nodeid: str) -> None:
+    """Libraries imported since then do as well: once a file, after its first test."""
+    file = nodeid.split("::")[0]
+    if file.startswith("tests") and file not in _FINISHED:
+        _FINISHED.add(file)
+        hide_objects()
 
 
 @pytest.fixture
