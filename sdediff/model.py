@@ -171,8 +171,9 @@ class DiffusionModel(nn.Module):
 
     def expand_condition(self, cond: Any, rows: int, device: torch.device) -> Any:
         """A condition with a row a sample, on a device; a single one serves all samples."""
-        width = getattr(self.network, "config", {}).get("cond_dim", 0)
-        return units.expand_condition(cond, rows, device, width)
+        config = getattr(self.network, "config", {})
+        width, optional = config.get("cond_dim", 0), config.get("optional_cond", False)
+        return units.expand_condition(cond, rows, device, width, optional)
 
     def perturb(self, x: Tensor, t: Time, seed: int) -> tuple[Tensor, Tensor]:
         """Noise data in data units: ``(x_t, eps)`` with ``x_t = shift + scale (alpha z + sigma eps)``.

@@ -40,19 +40,25 @@ def check_batch(x: Any, data_shape: tuple[int, ...], what: str, *, empty: bool =
         )
 
 
-def expand_condition(cond: Any, rows: int, device: torch.device, width: int = 0) -> Any:
+def expand_condition(
+    cond: Any, rows: int, device: torch.device, width: int = 0, optional: bool = False
+) -> Any:
     """A condition with a row a sample, on a device; one row, one vector or one label serves all samples.
 
     `width` is the length of a condition vector where the network states one: it tells one vector for all from
-    a number for each.
+    a number for each. An `optional` one may have rows of NaN, for no condition.
     """
     if cond is None:
         return None
     cond = torch.as_tensor(cond).to(device)
     if cond.is_inference():
         cond = cond.clone()  # such a tensor cannot take part in derivatives
-    if cond.is_floating_point() and not bool(torch.isfinite(cond).all()):
-        raise ValueError("cond has NaN or infinite values: remove or fill them")
+    if cond.is_floating_point():
+        fine = torch.isfinite(cond)
+        if optional and cond.ndim > 0:
+            fine = fine.all(-1) | cond.isnan().all(-1)
+        if not bool(fine.all()):
+            raise ValueError("cond has NaN or infinite values: remove or fill them")
     vector = cond.ndim == 1 and cond.is_floating_point()
     if cond.ndim == 0 or (vector and (len(cond) == width if width else len(cond) != rows)):
         return cond.expand(rows, *cond.shape)

@@ -113,3 +113,56 @@ def test_levels_names_the_networks_it_can_be_built_on(name):
 def test_no_rows_make_an_output_of_no_rows(values, shape):
     net = networks.MLP(dim=2, hidden=8, values=values)
     assert net(torch.zeros(0, 2), torch.zeros(0)).shape == shape
+
+
+def test_rows_of_nan_are_no_condition_where_the_network_can_do_without():
+    model = make_model(cond_dim=3, optional_cond=True)
+    torch.nn.init.normal_(model.network.output.weight, generator=torch.Generator().manual_seed(0))
+    nothing = torch.full((4, 3), torch.nan)
+    assert torch.equal(model.denoise(X[:4], 0.3, nothing), model.denoise(X[:4], 0.3))
+    assert not torch.equal(model.denoise(X[:4], 0.3, torch.ones(4, 3)), model.denoise(X[:4], 0.3))
+    partly = nothing.clone()
+    partly[1, 2] = 0.0
+    for bad, network in ((partly, model), (nothing, make_model(cond_dim=3))):
+        with pytest.raises(ValueError, match="cond has NaN or infinite values"):
+            network.denoise(X[:4], 0.3, bad)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"cond_dropout": 2.0}, ValueError, "cond_dropout=2.0: give a probability"),
+        ({"max_seconds": 0.0}, ValueError, "max_seconds=0.0: give a positive time"),
+        ({"keep": 0}, ValueError, "keep=0: give at least 1"),
+        ({"callbacks": [training.Preview()]}, TypeError, "run's folder: give out="),
+    ],
+)
+def test_what_cannot_work_is_refused_before_the_first_step(options, error, words, tmp_path):
+    out = None if "callbacks" in options else tmp_path / "run"
+    with pytest.raises(error, match=words):
+        quick(make_model(), out=out, **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_pictures_that_cannot_be_written_are_a_warning(tmp_path, caplog):
+    (tmp_path / "previews").touch()  # a file where the folder would be
+    with caplog.at_level(logging.WARNING, logger="sdediff"):
+        quick(make_model(), out=tmp_path, callbacks=[training.Preview(every=4, n=2, steps=2)])
+    assert [r.getMessage().count("training goes on") for r in caplog.records] == [1]
+
+
+def test_a_run_of_another_grid_is_another_run(tmp_path):
+    grids = ("uniform", "log-snr")
+    losses = [sdediff.chain.simple_loss(sdediff.chain.Chain.of(sdediff.VP(), 8, grid=grid)) for grid in grids]
+    quick(make_model(), loss=losses[0], out=tmp_path)
+    with pytest.raises(ValueError, match="differs in loss"):
+        quick(make_model(), loss=losses[1], out=tmp_path, resume=True, steps=6)
+
+
+def test_a_chain_beyond_the_process_s_noise_is_told(caplog):
+    chain = sdediff.chain.Chain.from_betas(sdediff.chain.linear_betas(50))
+    for process, told in ((sdediff.VP(), 0), (sdediff.VP(t_min=0.1, t_max=0.5), 1)):
+        model = sdediff.reference.eight_gaussians().model(process)
+        with caplog.at_level(logging.WARNING, logger="sdediff"):
+            chain.reverse(model)
+        assert sum("noise levels it has not seen" in r.getMessage() for r in caplog.records) == told

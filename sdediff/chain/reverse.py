@@ -8,6 +8,7 @@ Jain & Abbeel 2020, arXiv 2006.11239, Eqs. 7 and 11); at k = 1 it is the denoise
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from ..model import Condition, DiffusionModel
     from .bound import ChainBound
     from .discrete import Chain
+
+_log = logging.getLogger("sdediff")
 
 
 class ReverseChain:
@@ -198,6 +201,10 @@ def _at(table: Tensor, k: Tensor, x: Tensor) -> Tensor:
     return expand(table[k.cpu() - 1].to(x), x)
 
 
+#: How far in log(alpha/sigma) a chain may leave its process's interval without a word.
+_SLACK = 1.0
+
+
 def _matched(chain: Chain, model: DiffusionModel) -> Tensor:
     """Times of the model's process with the chain's log-SNR."""
     lam = chain.lam[1:]
@@ -206,6 +213,13 @@ def _matched(chain: Chain, model: DiffusionModel) -> Tensor:
         raise ValueError(
             f"{model.process} does not reach the chain's noise levels, log(alpha/sigma) from "
             f"{float(lam[0]):g} to {float(lam[-1]):g}: widen its interval, or take fewer betas"
+        )
+    high, low = model.process.lam(torch.tensor([model.process.t_min, model.process.t_max]).double())
+    if lam[0] > high + _SLACK or lam[-1] < low - _SLACK:
+        _log.warning(
+            "the chain's log(alpha/sigma) runs from %.3g to %.3g and the process's from %.3g to %.3g: "
+            "a network that was not trained on the chain itself is asked for noise levels it has not seen",
+            *(lam[0], lam[-1], high, low),
         )
     return times
 

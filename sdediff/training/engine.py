@@ -151,6 +151,21 @@ class Engine:
         """Whether steps with infinite gradients are expected and left out (float16)."""
         return self.accelerator.scaler is not None
 
+    @property
+    def skipped(self) -> bool:
+        """Whether the optimiser's last step was left out for infinite gradients (float16)."""
+        return self.scales_gradients and self.accelerator.optimizer_step_was_skipped
+
+    @property
+    def scaling(self) -> dict[str, Any]:
+        """State of the scaling of gradients, for a checkpoint; empty where they are not scaled."""
+        return self.accelerator.scaler.state_dict() if self.scales_gradients else {}
+
+    @scaling.setter
+    def scaling(self, state: dict[str, Any]) -> None:
+        if state and self.scales_gradients:
+            self.accelerator.scaler.load_state_dict(state)
+
     # -- the outside world -----------------------------------------------------------------------------------
 
     def begin_tracking(self, name: str, config: Mapping[str, Any]) -> None:

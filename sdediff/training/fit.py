@@ -20,6 +20,7 @@ from sdediff.training.ema import Exponential, Profile
 from sdediff.training.engine import Engine
 from sdediff.training.folder import RunFolder
 from sdediff.training.losses import Loss, get_loss
+from sdediff.training.preview import Preview
 from sdediff.training.schedules import InverseSqrt
 from sdediff.training.sources import (
     DEFAULT_BATCH_SIZE,
@@ -255,6 +256,8 @@ def _fit(
 ) -> TrainingResult:
     """Train, by the engine's processes; `held` are held-out rows and their conditions."""
     _check(source, units, resume, folder, held)
+    if folder is None and any(isinstance(callback, Preview) for callback in settings.callbacks):
+        raise TypeError("a Preview is written into the run's folder: give out=")
     _check_dropout(model, source, settings.cond_dropout)
     model.to(engine.device)
     stored = folder.load() if resume and folder is not None else None

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sdediff.training.folder import dispensable
+
 if TYPE_CHECKING:
     from sdediff.training.trainer import Moment
 
@@ -37,6 +39,8 @@ class Preview:
     def __call__(self, moment: Moment) -> None:
         """Draw and write.
 
+        Pictures that cannot be written are a warning.
+
         Raises:
             ValueError: If the run has no folder.
         """
@@ -44,14 +48,20 @@ class Preview:
 
         folder = moment.trainer.folder
         if folder is None:
-            raise ValueError("a Preview is written into the run's folder: give fit(out=)")
+            raise ValueError("a Preview is written into the run's folder: give out=")
         options = {} if self.steps is None else {"steps": self.steps}
         x = moment.model.sample(self.n, solver=self.solver, seed=0, cond=self.cond, **options)
-        place = folder.path / "previews"
-        place.mkdir(exist_ok=True)
         title, name = f"step {moment.step}", f"{moment.step:09d}"
         validation = moment.trainer.validation
-        data = None if validation is None else validation.x[: self.n]
-        viz.save(viz.samples(x, data=data, title=title), place / f"{name}-samples.png")
+        figures = {
+            "samples": viz.samples(
+                x, data=None if validation is None else validation.x[: self.n], title=title
+            )
+        }
         if validation is not None:
-            viz.save(viz.noise_levels(validation.noise_levels(), title=title), place / f"{name}-noise.png")
+            figures["noise"] = viz.noise_levels(validation.noise_levels(), title=title)
+        place = folder.path / "previews"
+        with dispensable(place):
+            place.mkdir(exist_ok=True)
+            for kind, figure in figures.items():
+                viz.save(figure, place / f"{name}-{kind}.png")

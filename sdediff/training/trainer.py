@@ -77,6 +77,10 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}: give at least 1")
+        if not 0 <= self.cond_dropout <= 1:
+            raise ValueError(f"cond_dropout={self.cond_dropout}: give a probability, from 0 to 1")
+        if self.max_seconds is not None and not self.max_seconds > 0:
+            raise ValueError(f"max_seconds={self.max_seconds}: give a positive time, or None for no limit")
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip={self.clip}: give a positive norm, or None for no limit")
         if self.snapshot_every is not None and not any(isinstance(p, Power) for p in self.profiles):
@@ -232,7 +236,8 @@ class Trainer:
             group["lr"] = settings.rate(k)
         self._updating = True
         self.optimizer.step()
-        self.averages.update()
+        if not engine.skipped:
+            self.averages.update()
         self._observe(seen, rows, total)
         self._losses.append(loss)
         self.step, self._stop, self._over = k + 1, stop > 0, over > 0
@@ -353,6 +358,7 @@ class Trainer:
             "history": self.history,
             "losses": self._losses,
             "watch": self._watch.state,
+            "scaling": self.engine.scaling,
             "best": self.best if math.isfinite(self.best) else None,
         }
         if self.engine.main:
@@ -368,6 +374,7 @@ class Trainer:
         self.step = self._saved = stored.step
         self.seconds, self.history = progress["seconds"], progress["history"]
         self._losses, self._watch.state = list(progress["losses"]), progress["watch"]
+        self.engine.scaling = progress["scaling"]
         self.best = math.inf if progress["best"] is None else progress["best"]
 
 
