@@ -86,7 +86,7 @@ def options(solver: solvers.Solver, dtype: torch.dtype = F64, steps: int = 6) ->
         }
     if solver.stochastic and solver.default_eta:  # strong order 1 costs a decade of steps for one of error
         return dict.fromkeys(("rtol", "atol"), 3e-2)
-    return dict.fromkeys(("rtol", "atol"), 1e-4 if dtype == F32 or solver.order < 3 else 1e-5)
+    return dict.fromkeys(("rtol", "atol"), 1e-3 if solver.order < 3 else 1e-4)
 
 
 def is_deterministic(name: str) -> bool:
@@ -102,7 +102,7 @@ VP_ = VP(t_min=1e-2)
 @every_solver
 def test_result_has_the_states_shape_and_statistics_of_every_sample(name: str, dtype: torch.dtype) -> None:
     solver = make(name)
-    for shape in ((1,), (2, 5)) if dtype == F64 else ((3,), (1, 4, 3)):
+    for shape in ((1,), (2, 5)) if dtype == F64 else ((1, 4, 3),):
         task, spy = problem(VP_, solver.default_eta)
         x = states(shape, dtype)
         before = x.clone()
@@ -135,7 +135,7 @@ def test_batch_coupled_is_true_exactly_where_rows_depend_on_each_other(name: str
     run = lambda rows: solvers.solve(task, x[rows], solver=solver, indices=names[rows], **options(solver)).x  # noqa: E731
     whole = run(torch.arange(4))
     difference = max(
-        float((run(rows) - whole[rows]).abs().max()) for rows in map(torch.tensor, ([0], [3], [2, 1]))
+        float((run(rows) - whole[rows]).abs().max()) for rows in map(torch.tensor, ([0], [2, 1]))
     )
     assert (difference > 1e-10) == solver.batch_coupled, f"rows alone differ by {difference:.1e}"
 
@@ -145,12 +145,11 @@ def test_seed_decides_everything(name: str) -> None:
     solver = make(name)
     task, _ = problem(VP_, solver.default_eta)
     run = lambda seed: solvers.solve(task, states((3,)), solver=make(name), seed=seed, **options(solver)).x  # noqa: E731
-    first = run(4)
-    assert torch.equal(first, run(4))
-    other = run(5)
+    first, other = run(4), run(5)
     same = torch.equal(first, other)
     assert same == is_deterministic(name)
     if not same:
+        assert torch.equal(first, run(4))
         assert bool((first != other).all()), "some noise did not change with the seed"
 
 
@@ -181,9 +180,10 @@ def test_time_runs_both_ways_where_nothing_is_random(name: str) -> None:
 TIMES = [
     pytest.param(name, process, dtype, id=f"{name}-{type(process).__name__}")
     for process, dtype, names in (
-        (VP(t_min=1e-3), F64, NAMES),
         (RectifiedFlow(), F32, NAMES),
-        (VE(t_min=0.013, sigma_max=5.0), F64, MADE),  # the registry's: test_no_solver_leaves_the_interval
+        # Of the registry's, in double precision: test_no_solver_leaves_the_interval.
+        (VP(t_min=1e-3), F64, MADE),
+        (VE(t_min=0.013, sigma_max=5.0), F64, MADE),
     )
     for name in names
 ]
@@ -238,13 +238,13 @@ def test_saved_states_are_those_of_shorter_solves(name: str) -> None:
     x, grid = states((2, 2)), VP_.default_grid(5)
     if solver.equal_steps:
         grid = solvers.uniform_grid(VP_, 5)
-    times = grid if not solver.adaptive else torch.tensor([1.0, 0.6, 0.33, 0.05, VP_.t_min])
+    times = grid if not solver.adaptive else torch.tensor([1.0, 0.6, 0.05, VP_.t_min])
     times = times.double()
     times[-1] = VP_.t_min
     how = (
         {"grid": grid}
         if not solver.adaptive
-        else dict.fromkeys(("rtol", "atol"), 1e-6 if solver.order > 2 else 1e-4)
+        else dict.fromkeys(("rtol", "atol"), 1e-5 if solver.order > 2 else 1e-4)
     )
     close = 1e-13 if not solver.adaptive else 1e-3 if solver.order > 2 else 4e-2
     if solver.adaptive and solver.stochastic:  # solves of other intervals follow one path if it is given
@@ -285,35 +285,43 @@ def test_options_of_the_other_kind_are_refused(name: str) -> None:
             solvers.solve(task, x, solver=solver, steps=3, grid=[1.0, 0.5])
 
 
+TASKS: dict[str, solvers.ODE | solvers.SDE | solvers.SemiLinear] = {
+    "ode": solvers.ODE(lambda t, x: -x),
+    "reverse sde": problem(VP_, 1.0)[0],
+    "flow": problem(VP_, 0.0)[0],
+    "additive": solvers.SDE(lambda t, x: -x, lambda t, x: 0.1 + 0 * x, "additive"),
+    "diagonal": solvers.SDE(lambda t, x: -x, lambda t, x: 0.1 + 0 * x, "diagonal"),
+}
+
+
+@cache
+def solves(name: str, task: str) -> bool:
+    solver = make(name)
+    return bool(solvers.solve(TASKS[task], states((2,)), (0.9, 0.4), solver, **options(solver)).ok.all())
+
+
 @every_solver
 def test_the_impossible_is_refused_with_a_name_that_can(name: str) -> None:
     solver = make(name)
-    x, ode = states((2,)), solvers.ODE(lambda t, x: -x)
-    noises: tuple[tuple[solvers.SDE, bool], ...] = tuple(
-        (solvers.SDE(lambda t, x: -x, lambda t, x: 0.1 + 0 * x, kind), kind in solver.noises)
-        for kind in ("additive", "diagonal")
-    )
-    attempts: list[tuple[solvers.ODE | solvers.SDE | solvers.SemiLinear, bool]] = [
-        (ode, not solver.needs_linear_part),
-        (problem(VP_, 1.0)[0], solver.stochastic and name != "pc(heun, langevin)"),
-        (problem(VP_, 0.0)[0], True),
-        *((sde, solver.stochastic and fits and not solver.needs_linear_part) for sde, fits in noises),
-    ]
-    for task, can in attempts:
+    own = solver.stochastic and not solver.needs_linear_part
+    able = {
+        "ode": not solver.needs_linear_part,
+        "reverse sde": solver.stochastic and name != "pc(heun, langevin)",
+        "flow": True,
+        **{kind: own and kind in solver.noises for kind in ("additive", "diagonal")},
+    }
+    for task, can in able.items():
         if can:
-            assert bool(solvers.solve(task, x, (0.9, 0.4), solver, **options(solver)).ok.all())
+            assert solves(name, task)
             continue
         with pytest.raises(TypeError) as caught:
-            solvers.solve(task, x, (0.9, 0.4), solver, **options(solver))
+            solves(name, task)
         offered = [other for other in solvers.available() if f'"{other}"' in str(caught.value)]
         assert offered, caught.value
-        eta0 = isinstance(task, solvers.SemiLinear)
         for other in offered:
-            if other == "heun" and (isinstance(task, solvers.SDE) or eta0):
+            if other == "heun" and task != "ode":
                 continue  # offered for ODEs, beside one for SDEs
-            assert bool(solvers.solve(task, x, (0.9, 0.4), other, **options(solvers.get(other))).ok.all()), (
-                f"{other} was offered"
-            )
+            assert solves(other, task), f"{other} was offered"
 
 
 @every_solver
