@@ -107,16 +107,15 @@ def reference() -> Tensor:
 
 
 def ode_slope(solver: solvers.Solver, problem: Any, order: float, exact: Tensor, refinements: int) -> float:
-    """The last observed order whose errors are far from rounding."""
+    """The order observed on the two finest grids whose errors are far from rounding."""
     errors: list[float] = []
-    for steps in (FIRST[int(order)] * 2**k for k in range(refinements)):
+    for steps in (FIRST[int(order)] * 2**k for k in reversed(range(refinements))):
         x = solvers.solve(problem, starts(), SPAN, solver, steps=steps, grid="uniform").x
         error = float((x - exact).abs().max())
-        if error < 2e-13:
-            break
-        errors.append(error)
-    assert len(errors) > 1, "exact from the start: this problem tests nothing"
-    return slopes(errors)[-1]
+        errors += [error] if error >= 2e-13 else []
+        if len(errors) == 2:
+            return math.log2(errors[1] / errors[0])
+    raise AssertionError("exact from the start: this problem tests nothing")
 
 
 @pytest.mark.parametrize("name", stating("ode"))
@@ -164,21 +163,23 @@ def path_of(x: Tensor, span: tuple[float, float], cells: int = 64) -> BrownianPa
     return BrownianPath(Noise.like(x, 11), tuple(times))
 
 
-def on_path(name: str, problem: Any, x: Tensor, span: tuple[float, float], steps: int) -> Tensor:
-    return solvers.solve(
-        problem,
-        x,
-        span,
-        make(name),
-        grid=torch.linspace(*span, steps + 1, dtype=F64),
-        brownian=path_of(x, span),
-    ).x
+@cache
+def one_path() -> tuple[Tensor, BrownianPath]:
+    """Starts, and the path that every solver follows."""
+    x = starts(PATHS)
+    return x, path_of(x, SPAN)
+
+
+def on_path(name: str, problem: Any, steps: int) -> Tensor:
+    x, path = one_path()
+    grid = torch.linspace(*SPAN, steps + 1, dtype=F64)
+    return solvers.solve(problem, x, SPAN, make(name), grid=grid, brownian=path).x
 
 
 @pytest.fixture(scope="module")
 def strong_references() -> dict[float, Tensor]:
     """Both diffusions on one path, by a method of order 1.5 and many steps."""
-    return {eta: on_path("sra1", blurred_signs(eta), starts(PATHS), SPAN, FINEST) for eta in (0.5, 1.0)}
+    return {eta: on_path("sra1", blurred_signs(eta), FINEST) for eta in (0.5, 1.0)}
 
 
 @pytest.mark.parametrize("eta", (0.5, 1.0))
@@ -189,15 +190,10 @@ def test_strong_order_with_additive_noise(
     """A reverse diffusion, nonlinear: root mean square difference of end points on one Brownian path."""
     order = make(name).orders.strong
     errors = [
-        float(
-            (on_path(name, blurred_signs(eta), starts(PATHS), SPAN, n) - strong_references[eta])
-            .square()
-            .mean()
-            .sqrt()
-        )
-        for n in (32, 64, 128)
+        float((on_path(name, blurred_signs(eta), n) - strong_references[eta]).square().mean().sqrt())
+        for n in (32, 128)
     ]
-    slope = math.log2(errors[0] / errors[-1]) / 2
+    slope = math.log2(errors[0] / errors[1]) / 2
     assert order is not None and order - SLACK <= slope <= order + 1.2, f"observed order {slope:.2f}"
 
 
@@ -227,11 +223,11 @@ def test_strong_order_with_diagonal_noise(name: str, case: Callable[..., tuple[s
     problem, exact = case(x, path)
     order = make(name).orders.strong_diagonal
     errors = []
-    for steps in (16, 32, 64, 128, 256):
+    for steps in (16, 256):
         grid = torch.linspace(0, 1, steps + 1, dtype=F64)
         y = solvers.solve(problem, x, (0.0, 1.0), make(name), grid=grid, brownian=path).x
         errors.append(float((y - exact).square().mean().sqrt()))
-    slope = sum(slopes(errors)) / 4
+    slope = math.log2(errors[0] / errors[1]) / 4
     assert order is not None and order - SLACK <= slope <= order + 0.6, f"observed order {slope:.2f}"
 
 
@@ -304,7 +300,7 @@ def test_weak_order_on_a_gaussian(name: str, eta: float) -> None:
     order = solver.orders.weak_linear or solver.orders.weak
     problem = gaussian_problem(PROCESS, mean, variance, eta)
     errors = []
-    for steps in (40, 80, 160):
+    for steps in (80, 160):
         grid = torch.linspace(0.8, 0.2, steps + 1, dtype=F64).tolist()
         m, v = end_law(solver, problem, law(mean, variance, 0.8), grid)
         exact = law(mean, variance, grid[-1])
