@@ -89,7 +89,7 @@ def changing(span: tuple[float, float]) -> Case:
 def test_strong_order_with_noise_that_changes_in_time(name: str, span: tuple[float, float]) -> None:
     """A nonlinear drift; the reference is SRA1 with 16 times the steps."""
     problem, x, path, fine = changing(span)
-    errors = [rms(ends(name, problem, x, span, n, path) - fine) for n in (8, 16, 32, 64)]
+    errors = [rms(ends(name, problem, x, span, n, path) - fine) for n in (8, 64)]
     order, slope = solvers.get(name).orders.strong, math.log2(errors[0] / errors[-1]) / 3
     assert order is not None and order - SLACK <= slope <= order + 0.5, f"observed order {slope:.2f}"
 
@@ -106,7 +106,7 @@ def test_strong_order_with_diagonal_noise_that_changes_in_time(name: str, span: 
     # By parts: int r dW = W - int W dr, r the time since the start.
     integral = 0.4 * w + (w - area if sign > 0 else area)
     exact = x * torch.exp(0.3 - 0.5 * (1.4**3 - 0.4**3) / 3 + integral)
-    errors = [rms(ends(name, problem, x, span, n, path) - exact) for n in (16, 32, 64, 128, 256)]
+    errors = [rms(ends(name, problem, x, span, n, path) - exact) for n in (16, 256)]
     order, slope = solvers.get(name).orders.strong_diagonal, math.log2(errors[0] / errors[-1]) / 4
     assert order is not None and order - SLACK <= slope <= order + 0.4, f"observed order {slope:.2f}"
 
@@ -119,9 +119,20 @@ def wide(t: Any, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
     return value.reshape(-1, *(1,) * (x.ndim - 1)) if value.ndim else value
 
 
+def squared(t: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Alpha and the noise's variance."""
+    return wide(t, x, PROCESS.alpha), wide(t, x, PROCESS.sigma) ** 2
+
+
+@cache
+def schedule(t: float) -> tuple[float, float]:
+    alpha, variance = squared(t, torch.empty(0))
+    return float(alpha), float(variance)
+
+
 def blurred_signs(t: Any, x: Tensor) -> Tensor:
     """Denoiser of independent entries, +-1 with a Gaussian blur."""
-    alpha, variance = wide(t, x, PROCESS.alpha), wide(t, x, PROCESS.sigma) ** 2
+    alpha, variance = schedule(t) if isinstance(t, float) else squared(t, x)
     total = 0.25 * alpha**2 + variance
     return (0.25 * alpha * x + variance * torch.tanh(alpha * x / total)) / total
 
@@ -139,7 +150,7 @@ def of_changing_eta(span: tuple[float, float]) -> Case:
 def test_strong_order_where_eta_is_a_function_of_time(name: str) -> None:
     span = (0.9, 0.1)
     problem, x, path, fine = of_changing_eta(span)
-    errors = [rms(ends(name, problem, x, span, n, path) - fine) for n in (16, 32, 64, 128)]
+    errors = [rms(ends(name, problem, x, span, n, path) - fine) for n in (16, 128)]
     order, slope = solvers.get(name).orders.strong, math.log2(errors[0] / errors[-1]) / 3
     assert order is not None and order - SLACK <= slope <= order + 0.5, f"observed order {slope:.2f}"
 
@@ -306,7 +317,7 @@ def test_adaptive_solves_approach_the_solution_on_their_path() -> None:
     """Against a fine fixed grid on one path, which a rejected step that drew its noise anew would leave."""
     x = starts(100, 2)
     path = BrownianPath(Noise.like(x, 3), (1.0, 0.02))
-    fine = solvers.solve(REVERSE, x, solver="sra1", grid=grid((1.0, 0.02), 2048), brownian=path).x
+    fine = solvers.solve(REVERSE, x, solver="sra1", grid=grid((1.0, 0.02), 1024), brownian=path).x
     errors, nfe = [], []
     for tol in (0.1, 0.02, 4e-3):
         sol = adaptive(REVERSE, x, tol, brownian=path)
