@@ -115,17 +115,13 @@ def slow(*values):
         ("dopri5", {"rtol": 1e-8, "atol": 1e-8}, 1e-5),
         ("scipy/RK45", {"rtol": 1e-8, "atol": 1e-8}, 1e-5),
         slow("scipy/LSODA", {"rtol": 1e-8, "atol": 1e-8}, 1e-5),
-        slow("scipy/DOP853", {"rtol": 1e-8, "atol": 1e-8}, 1e-5),
         ("torchdiffeq/dopri5", {"rtol": 1e-8, "atol": 1e-8}, 1e-5),
         slow("torchdiffeq/dopri8", {"rtol": 1e-8, "atol": 1e-8}, 1e-4),
         ("rk4", {"steps": 300, "grid": "log-snr"}, 1e-5),
-        ("torchdiffeq/rk4", {"steps": 300, "grid": "log-snr"}, 1e-4),
+        slow("torchdiffeq/rk4", {"steps": 300, "grid": "log-snr"}, 1e-4),
+        # A stochastic solver takes its ODE twin's steps here: stochastic-heun heun's, ancestral ddim's.
         ("heun", {"steps": 300, "grid": "log-snr"}, 1e-3),
-        slow("stochastic-heun", {"steps": 300, "grid": "log-snr"}, 1e-3),
-        slow("torchdiffeq/heun2", {"steps": 300, "grid": "log-snr"}, 1e-2),
         ("ddim", {"steps": 300, "grid": "log-snr"}, 5e-2),
-        slow("ancestral", {"steps": 300, "grid": "log-snr"}, 5e-2),
-        ("euler", {"steps": 300, "grid": "log-snr"}, 1e-1),
         slow("euler-maruyama", {"steps": 300, "grid": "log-snr"}, 1e-1),
     ],
 )
@@ -139,11 +135,11 @@ def test_every_solver_of_odes_agrees(solved, solver, options, limit):
 
 @every_process
 def test_a_samples_log_prob_is_its_log_prob(process):
-    for data in (mixture(16), mixture(2)):
-        model = data.model(process)
-        x, logp = model.sample(12, return_log_prob=True, seed=2, dtype=F64, rtol=1e-6, atol=1e-6)
-        assert torch.equal(x, model.sample(12, seed=2, dtype=F64, rtol=1e-6, atol=1e-6))
-        assert float((logp - model.log_prob(x)).abs().max()) < 1e-3
+    model = mixture(16).model(process)
+    x, logp = model.sample(12, return_log_prob=True, seed=2, dtype=F64, rtol=1e-6, atol=1e-6)
+    assert torch.equal(x, model.sample(12, seed=2, dtype=F64, rtol=1e-6, atol=1e-6))
+    assert float((logp - model.log_prob(x)).abs().max()) < 1e-3
+    model = mixture(2).model(process)
     x, logp = model.sample(48, return_log_prob=True, seed=2, dtype=F64)  # the default tolerance
     assert float((logp - model.log_prob(x)).abs().mean()) < 1e-3
     assert logp.dtype == F64
@@ -294,11 +290,14 @@ def estimates() -> dict[tuple[int, str], tuple[sdediff.LogLikelihood, float]]:
     """400 estimates of one point's log-density for several kinds of probes, and the exact value."""
     data = mixture(16)
     model, point = data.model(sdediff.VP()), data.sample(1, seed=5)
-    exact = float(model.log_prob(point, rtol=1e-6, atol=1e-6))
+    exact = float(model.log_prob(point, nodes=33))
     x = point.expand(REPEATS, -1)
     kinds = ((1, "rademacher"), (2, "rademacher"), (4, "rademacher"), (2, "gaussian"))
     return {
-        (n, kind): (model.log_likelihood(x, divergence=sdediff.Hutchinson(n, kind, "fresh"), seed=7), exact)
+        (n, kind): (
+            model.log_likelihood(x, divergence=sdediff.Hutchinson(n, kind, "fresh"), seed=7, nodes=33),
+            exact,
+        )
         for n, kind in kinds
     }
 
