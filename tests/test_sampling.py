@@ -72,8 +72,8 @@ CASES = [
     ("ddim", {"steps": 1500}, False),
     ("ddim", {"steps": 400, "eta": 0.7}, False),
     ("euler-maruyama", {"steps": 2000}, False),
-    ("torchsde/euler", {"steps": 1500}, False),
-    ("torchsde/milstein", {"steps": 1500}, False),
+    # torchsde/euler takes the same steps, to rounding (test_solvers_backends.py), and where noise is additive
+    # milstein adds nothing to them.
     ("torchdiffeq/dopri8", {"rtol": 1e-4, "atol": 1e-4}, False),
     ("torchdiffeq/rk4", {"steps": 40}, False),
     ("torchdiffeq/heun3", {"steps": 80}, False),
@@ -188,15 +188,16 @@ def test_a_sample_depends_on_seed_and_index_alone(solver):
     """To 1e-10 whatever the chunks; the analytic score rounds by batch, the noise does not (next test)."""
     model = mixture().model(VP)
     options = {"solver": solver, "seed": 3, "dtype": F64} | ({} if solver == "dopri5" else {"steps": 10})
-    x = model.sample(13, **options)
+    x = model.sample(7, **options)
     for other in (
-        model.sample(13, batch_size=4, **options),
-        model.sample(13, batch_size=1, **options),
-        torch.cat([model.sample(6, **options), model.sample(7, indices=range(6, 13), **options)]),
-        model.sample(13, indices=torch.arange(12, -1, -1), **options).flip(0),
+        model.sample(7, batch_size=4, **options),
+        torch.cat(
+            [model.sample(2, batch_size=1, **options), model.sample(5, indices=range(2, 7), **options)]
+        ),
+        model.sample(7, indices=torch.arange(6, -1, -1), **options).flip(0),
     ):
         assert float((other - x).abs().max()) < 1e-10 * float(x.abs().max())
-    assert not torch.allclose(model.sample(13, **options | {"seed": 4}), x)
+    assert not torch.allclose(model.sample(7, **options | {"seed": 4}), x)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
@@ -206,8 +207,9 @@ def test_the_noise_is_bit_identical_whatever_the_chunks(solver, dtype):
     model = sdediff.from_callable(lambda x, t: -x, VP, data_shape=(3,))
     options = {"solver": solver, "seed": 3, "steps": 8, "dtype": dtype}
     x = model.sample(19, **options)
-    for size in (1, 5, 16, 19):
+    for size in (5, 16):
         assert torch.equal(model.sample(19, batch_size=size, **options), x)
+    assert torch.equal(model.sample(3, batch_size=1, **options), x[:3])
     assert torch.equal(model.sample(2, indices=[18, 5], **options), x[[18, 5]])
 
 
