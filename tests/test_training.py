@@ -219,12 +219,12 @@ class OneTime:
 
 @pytest.mark.parametrize("prediction", ["eps", "x0", "edm"])
 def test_a_linear_network_learns_the_closed_form(prediction: str) -> None:
-    """Least squares of F* on z_t: W = E[F* z'] E[z z']^-1. Error 0.004 at these sizes; 0.02 is asserted."""
+    """Least squares of F* on z_t: W = E[F* z'] E[z z']^-1. Error 0.006 at these sizes; 0.02 is asserted."""
     process, t = processes.VP(), 0.35
     x = make_data(20000) @ torch.tensor([[1.0, 0.3], [0.0, 0.4]])
     model = DiffusionModel(Linear(), process=process, prediction=prediction, data_shape=(2,))
     loss = DenoisingLoss(training.Eps(), OneTime(t))
-    quick(model, x, steps=700, batch_size=256, loss=loss, lr=training.Cosine(0.02, 700))
+    quick(model, x, steps=350, batch_size=256, loss=loss, lr=training.Cosine(0.02, 350))
     z = model.to_model(x).double()
     alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
     c_skip, c_out, c_in, _ = (float(c) for c in model.coefficients(torch.tensor(t, dtype=torch.float64)))
