@@ -241,9 +241,16 @@ LEVELS: dict[str, Callable[[float], float]] = {
 }
 
 
-@pytest.mark.parametrize("lower_final", (False, True))
-@pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("orders", ((1, 1), (1, 2), (2, 1), (2, 2), (3, 2), (2, 4), (3, 3), (3, 4)))
+ORDERS = ((1, 1), (1, 2), (2, 1), (2, 2), (3, 2), (2, 4), (3, 3), (3, 4))
+
+
+@pytest.mark.parametrize(
+    ("orders", "level", "lower_final"),
+    [
+        *((orders, level, k % 2 == 0) for k, orders in enumerate(ORDERS[:-1]) for level in ("0.6", "window")),
+        *(((3, 4), level, lower) for level in LEVELS for lower in (False, True)),
+    ],
+)
 def test_sa_solver(
     orders: tuple[int, int], level: str, lower_final: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
