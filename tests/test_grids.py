@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from functools import cache
 from itertools import pairwise
 
 import pytest
@@ -129,15 +130,22 @@ class Stub:
         return self.z
 
 
+@cache
+def law_at(process, t):
+    """Alpha and the noise's variance."""
+    return float(process.alpha(t)), float(process.sigma(t)) ** 2
+
+
 def variance_bias(solver, process, variance, eta, times):
     """Relative bias of the variance of samples of N(0, variance); there a step is affine, a x + c z."""
 
     def denoise(t, x):
-        alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
-        return alpha * variance / (alpha**2 * variance + sigma**2) * x
+        alpha, noise = law_at(process, t)
+        return alpha * variance / (alpha**2 * variance + noise) * x
 
     def law(t):
-        return float(process.alpha(t)) ** 2 * variance + float(process.sigma(t)) ** 2
+        alpha, noise = law_at(process, t)
+        return alpha**2 * variance + noise
 
     problem = solvers.SemiLinear(process, denoise, eta).tabulate(times)
     x, z = torch.eye(2, dtype=F64).unbind(1)
