@@ -67,11 +67,11 @@ CASES = [
     ("torchdiffeq/dopri5", {"rtol": 1e-4, "atol": 1e-4}, True),
     ("scipy/RK45", {"rtol": 1e-3, "atol": 1e-3}, True),
     ("torchsde/srk", {"steps": 60}, False),
-    ("euler", {"steps": 1500}, False),
+    ("euler", {"steps": 750}, False),
     ("rk4", {"steps": 40}, False),
-    ("ddim", {"steps": 1500}, False),
+    ("ddim", {"steps": 750}, False),
     ("ddim", {"steps": 400, "eta": 0.7}, False),
-    ("euler-maruyama", {"steps": 2000}, False),
+    ("euler-maruyama", {"steps": 1000}, False),
     # torchsde/euler takes the same steps, to rounding (test_solvers_backends.py), and where noise is additive
     # milstein adds nothing to them.
     ("torchdiffeq/dopri8", {"rtol": 1e-4, "atol": 1e-4}, False),
