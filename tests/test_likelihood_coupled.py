@@ -52,11 +52,9 @@ def conditional() -> tuple[sdediff.DiffusionModel, Tensor, Tensor]:
     [
         ("dopri5", TIGHT, 1e-5),
         ("scipy/RK45", TIGHT, 1e-5),
-        slow("scipy/DOP853", TIGHT, 1e-5),
         ("torchdiffeq/dopri5", TIGHT, 1e-5),
         slow("tsit5", TIGHT, 1e-5),
         ("rk4", {"steps": 100, "grid": "log-snr"}, 1e-3),
-        slow("torchdiffeq/rk4", {"steps": 300, "grid": "log-snr"}, 1e-3),
         slow("heun", {"steps": 400, "grid": "log-snr"}, 1e-2),
     ],
 )
@@ -100,15 +98,9 @@ def test_the_published_recipe_to_its_digits(solved):
     def slope(t: float, y):
         z = torch.from_numpy(y[:12]).view(6, 2)
         when = torch.full((6,), t, dtype=F64)
-        jacobian = torch.stack(
-            [
-                torch.autograd.functional.jacobian(
-                    lambda v: problem.velocity(when[:1], v), z[i : i + 1]
-                ).view(2, 2)
-                for i in range(6)
-            ]
-        )
-        traces = jacobian.diagonal(dim1=1, dim2=2).sum(dim=1)
+        # Rows are independent: the derivative of their sum is each row's own, (2, 6, 2).
+        jacobian = torch.autograd.functional.jacobian(lambda v: problem.velocity(when, v).sum(dim=0), z)
+        traces = jacobian.diagonal(dim1=0, dim2=2).sum(dim=1)
         return torch.cat([problem.velocity(when, z).flatten(), traces]).numpy()
 
     alpha = process.alpha(process.t_min)
@@ -163,7 +155,7 @@ def test_rows_do_not_depend_on_their_mates_under_a_native_solver():
     data = sdediff.reference.random_mixture(4, 3, seed=0, dtype=F64)
     model, x = data.model(sdediff.VP()), data.sample(5, seed=4)
     for divergence in (Exact(), Hutchinson(2)):
-        options = {"coupled": True, "divergence": divergence, "rtol": 1e-4, "atol": 1e-4}
+        options = {"coupled": True, "divergence": divergence, "rtol": 1e-3, "atol": 1e-3}
         whole = model.log_prob(x, **options)
         rows = torch.tensor([3, 1])
         part = model.log_prob(x[rows], indices=rows, **options)
