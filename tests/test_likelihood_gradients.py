@@ -108,7 +108,7 @@ def test_the_gradient_is_the_score(process):
 @pytest.mark.parametrize("dim", [2, 16])
 def test_the_gradient_is_the_score_to_the_tolerance_asked_for(process, dim):
     for options, limit in ((TIGHT, 2e-5), ({}, 1e-3)):
-        assert error(process, dim, 16, {"gradient": "adjoint", **options}) < limit
+        assert error(process, dim, 8, {"gradient": "adjoint", **options}) < limit
 
 
 @pytest.mark.parametrize("process", PROCESSES[::2], ids=lambda p: type(p).__name__)
@@ -136,7 +136,6 @@ def slow(*values: Any) -> Any:
     [
         ("adjoint", {}, 1e-4),
         ("adjoint", {"divergence": Hutchinson(2)}, 1e-4),
-        slow("adjoint", TIGHT, 1e-5),
         slow("adjoint", {"divergence": Hutchinson(3, pattern="fresh")}, 1e-4),
         slow("adjoint", {"divergence": Hutchinson(1, pattern="fixed")}, 1e-4),
         slow("adjoint", {"divergence": Hutchinson(2, "gaussian"), "nodes": 129}, 1e-4),
@@ -355,19 +354,19 @@ def test_a_step_up_the_gradient_raises_the_likelihood(options):
 def test_a_row_does_not_depend_on_its_batch(options):
     """To 1e-10 of each row's largest component."""
     model = network_model()
-    x, cond = inputs(model, 12)
+    x, cond = inputs(model, 8)
 
     def grads(rows: Any, **more: Any) -> tuple[Tensor, ...]:
         a = x[rows].clone().requires_grad_()
         log_prob = model.log_prob(a, cond=cond[rows], indices=rows, **options, **more)
         return torch.autograd.grad(log_prob.sum(), (a, model.network.output.weight))
 
-    whole, weight = grads(torch.arange(12))
-    for rows in (torch.tensor([4]), torch.tensor([11, 0, 5])):
+    whole, weight = grads(torch.arange(8))
+    for rows in (torch.tensor([4]), torch.tensor([7, 0, 5])):
         part, _ = grads(rows)
         for got, want in zip(part, whole[rows], strict=True):
             assert close(got, want, 1e-10)
-    chunked, other = grads(torch.arange(12), batch_size=5)
+    chunked, other = grads(torch.arange(8), batch_size=5)
     for got, want in zip((*chunked, other), (*whole, weight), strict=True):
         assert close(got, want, 1e-10)
 
@@ -454,7 +453,7 @@ class Live(TorchDispatchMode):
         self.bytes -= size
 
 
-@pytest.mark.parametrize("steps", [(10, 50), slow((50, 500))])
+@pytest.mark.parametrize("steps", [(10, 50), slow((50, 250))])
 def test_memory_does_not_grow_with_the_steps(steps):
     """Of the checkpointed backward pass, in bytes of live tensors: 5 %, for the states it keeps."""
     model = network_model(hidden=160)
