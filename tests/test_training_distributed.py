@@ -11,11 +11,13 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -142,13 +144,16 @@ def terminate() -> None:
 # -- the processes ------------------------------------------------------------------------------------------
 
 
-def forked(size: int, work: Callable[[Path, int], None], folder: Path, **environment: str) -> None:
-    """Let so many processes do some work, as a launcher would start them."""
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return int(free.getsockname()[1])
+
+
+def forked(size: int, work: Callable[[Path, int], None], folder: Path, **environment: str) -> None:
+    """Let so many processes do some work, as a launcher would start them."""
     launch = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1"}
-    running = []
+    port, running = free_port(), []
     for rank in range(size):
         pid = os.fork()
         if pid == 0:
@@ -353,6 +358,68 @@ def test_tensorboard_shows_what_the_log_says(runs: Path) -> None:
         points = shown.Scalars(name)
         assert [point.step for point in points] == [line["step"] for line in log] == [4, 8, 12]
         assert [point.value for point in points] == pytest.approx([line[name] for line in log], rel=1e-6)
+
+
+# -- the command under launchers ----------------------------------------------------------------------------
+
+WORDS = (
+    "train x.npy --network.hidden 16 --network.time_dim 16 --network.blocks 1 --batch_size 33 --log_every 4"
+)
+TORCHRUN = "torch.distributed.run --standalone --nproc-per-node 2 -m sdediff --"
+ACCELERATE = "accelerate.commands.launch --num_processes 2 --num_machines 1 --main_process_port {port}"
+#: What starts two processes: on machines without GPUs --multi_gpu computes on the CPUs.
+LAUNCHERS = {
+    "torchrun": TORCHRUN,
+    "accelerate": f"{ACCELERATE} --multi_gpu -m sdediff",
+    "shards": f"{ACCELERATE} --use_fsdp --fsdp_version 2 -m sdediff",
+}
+
+
+def started(launcher: str, options: str, folder: Path) -> subprocess.Popen[str]:
+    """The command, started in a folder with the data."""
+    np.save(folder / "x.npy", make_data().numpy())
+    words = f"{launcher} {WORDS} {options}".format(port=free_port()).split()
+    return subprocess.Popen(
+        [sys.executable, "-m", *words],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finished(running: subprocess.Popen[str]) -> tuple[str, str]:
+    """What it said; it is not left behind."""
+    try:
+        return running.communicate(timeout=240)
+    finally:
+        running.kill()
+
+
+def test_a_signal_to_the_launcher_leaves_a_run_that_one_process_goes_on_with(tmp_path: Path) -> None:
+    running = started(TORCHRUN, "--out run --steps 1000000", tmp_path)
+    for _ in range(2400):
+        if running.poll() is not None or (tmp_path / "run" / "log.csv").exists():
+            break
+        time.sleep(0.1)
+    running.terminate()
+    out, err = finished(running)
+    assert out.count("model     ") == 1 and out.count("stopped   by SIGTERM after a checkpoint") == 1, err
+    stopped = RunFolder(tmp_path / "run").load()
+    assert stopped is not None and stopped.step >= 4 and not (tmp_path / "run" / "model.safetensors").exists()
+    out, err = finished(started("sdediff", f"--out run --resume --steps {stopped.step + 4}", tmp_path))
+    assert f"trained   {stopped.step + 4} steps" in out, err
+    log = read_log(tmp_path / "run")
+    assert [line["step"] for line in log[:-1]] == list(range(4, stopped.step + 4, 4))
+
+
+@pytest.mark.slow
+def test_the_command_writes_the_same_files_once_under_every_launcher(tmp_path: Path) -> None:
+    for name, launcher in {"alone": "sdediff", **LAUNCHERS}.items():
+        out, err = finished(started(launcher, f"--out {name} --steps 12", tmp_path))
+        assert out.count("trained   12 steps") == out.count("wrote     ") == 1, err
+        assert_same(tmp_path / name, tmp_path / "alone", TOLERANCE[torch.float32])
 
 
 if __name__ == "__main__":
