@@ -357,10 +357,12 @@ def test_no_correction_feeds_on_itself() -> None:
 def test_caution_leaves_fine_smooth_grids_alone(process: GaussianProcess) -> None:
     """Of every named multistep solver, on the process's own grid and on equal steps of log-SNR."""
     for grid in (process.default_grid(300), solvers.log_snr_grid(process, 300)):
+        times = tuple(grid.tolist())
+        problem = mixture_problem(process).tabulate(times)
         for name in NAMES:
             solver = solvers.get(name)
             if isinstance(solver, Multistep):
-                plan = solver.begin(mixture_problem(process), tuple(grid.tolist())).plan
+                plan = solver.begin(problem, times).plan
                 orders = [len(now.predict) for now in plan]
                 assert orders.count(solver.terms) > 290, (name, orders)
 
