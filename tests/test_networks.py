@@ -15,6 +15,7 @@ from sdediff.networks import (
     ADM,
     MLP,
     REGISTRY,
+    BlurredWaves,
     DDPMpp,
     DiT,
     FourierFeatures,
@@ -29,6 +30,7 @@ CASES = {
     "mlp-1": (lambda **k: MLP(dim=1, hidden=16, blocks=2, **k), (1,)),
     "mlp-vector": (lambda **k: MLP(dim=5, hidden=16, blocks=2, **k), (5,)),
     "mlp-image": (lambda **k: MLP(dim=24, hidden=16, blocks=2, **k), (1, 4, 6)),
+    "mlp-waves": (lambda **k: MLP(dim=3, hidden=16, blocks=1, frequencies=4, highest=20.0, **k), (3,)),
     "unet-signal": (lambda **k: UNet(channels=2, dims=1, base=8, multipliers=(1, 2, 2), **k), (2, 11)),
     "unet-odd": (lambda **k: UNet(channels=3, base=8, multipliers=(1, 2, 3), **k), (3, 7, 5)),
     "unet-pixel": (lambda **k: UNet(channels=1, base=4, groups=3, **k), (1, 1, 1)),
@@ -378,6 +380,19 @@ def test_fourier_features_are_the_formula_and_survive_casts() -> None:
     assert not features.state_dict()
 
 
+def test_blurred_waves_are_averages_of_waves_over_the_noise() -> None:
+    waves = BlurredWaves(3, lowest=0.5, highest=8.0).double()
+    x, s = torch.randn(5, 2, dtype=torch.float64), torch.tensor([1e-9, 0.01, 0.1, 1.0, 3.0]).double()
+    node = torch.linspace(-9, 9, 2001, dtype=torch.float64)
+    weight = torch.exp(-0.5 * node.square())  # the trapezoid rule is exact to rounding
+    y = x * (1 + s[:, None] ** 2).sqrt() + s[:, None] * node[:, None, None]  # (node, B, d)
+    angle = (y[..., None] * torch.tensor([0.5, 2.0, 8.0]).double()).flatten(2)
+    clean = torch.cat([angle.cos(), angle.sin()], dim=2)
+    mean = (weight[:, None, None] * clean).sum(0) / weight.sum()
+    assert torch.allclose(waves(x, s.log() / 4), mean, rtol=0, atol=2e-5)  # frequencies are of float32
+    assert not waves.state_dict()
+
+
 def test_modulation_starts_near_the_identity() -> None:
     embed = NoiseEmbedding([4, 6], features=8, dim=16)
     with torch.no_grad():
@@ -399,6 +414,8 @@ def test_modulation_starts_near_the_identity() -> None:
         (lambda: MLP(2, cond_dim=1, num_classes=2), "one kind of condition"),
         (lambda: MLP(2, optional_cond=True), "optional_cond=True but no condition: give cond_dim"),
         (lambda: MLP(2, augment_dim=-1), "augment_dim=-1"),
+        (lambda: MLP(2, frequencies=-1), "frequencies=-1"),
+        (lambda: MLP(2, frequencies=4, highest=0.5), "from 1.0 to 0.5: give finite ones"),
         (lambda: UNet(channels=0), "channels=0"),
         (lambda: UNet(dims=4), "dims=4: give 1 for signals"),
         (lambda: UNet(base=3), "base=3"),

@@ -209,3 +209,28 @@ def test_learns_what_the_moments_leave_out() -> None:
     sdediff.fit(model, x, steps=150, batch_size=128, progress=False)
     after = (model.denoise(x_t, 0.14) - x).square().mean()
     assert after < 0.5 * before
+
+
+def test_waves_are_of_the_columns_themselves() -> None:
+    x = rows()
+    net = TableMLP(3, **SMALL, frequencies=2).double()
+    fitted(net, x)
+    seen: list[Tensor] = []
+    net.network.waves.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    net(x, torch.zeros(len(x), dtype=x.dtype))
+    assert torch.equal(seen[0], x)
+
+
+def test_waves_find_values_that_recur() -> None:
+    # Multiples of 0.2 under noise of 0.02 standard deviations of the column: the best denoiser hardly errs.
+    x = 0.2 * (torch.arange(2000) % 20).double().unsqueeze(1)
+    errors = {}
+    for frequencies in (0, 16):
+        net = TableMLP(1, hidden=32, blocks=1, frequencies=frequencies, highest=50.0)
+        model = fitted(net, x, sdediff.EDM(t_min=0.005))
+        x_t, _ = model.perturb(x, 0.02, seed=1)
+        sdediff.fit(model, x, steps=200, batch_size=128, progress=False)
+        with torch.no_grad():
+            left = (model.denoise(x_t, 0.02) - x).square().mean() / (x_t - x).square().mean()
+        errors[frequencies] = float(left)
+    assert errors[0] > 0.8 and errors[16] < 0.5, errors

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import nn
 
 from .dit import DiT
-from .embeddings import FourierFeatures, NoiseEmbedding
+from .embeddings import BlurredWaves, FourierFeatures, NoiseEmbedding
 from .levels import Levels
 from .mlp import MLP
 from .presets import ADM, DDPMpp, NCSNpp, SizedDiT
@@ -20,6 +20,7 @@ __all__ = [
     "ADM",
     "MLP",
     "REGISTRY",
+    "BlurredWaves",
     "DDPMpp",
     "DiT",
     "FourierFeatures",

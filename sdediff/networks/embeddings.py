@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["FourierFeatures", "NoiseEmbedding"]
+__all__ = ["BlurredWaves", "FourierFeatures", "NoiseEmbedding"]
 
 
 class FourierFeatures(nn.Module):
@@ -51,20 +51,61 @@ class FourierFeatures(nn.Module):
             raise ValueError(
                 f"FourierFeatures was given dim={dim}, but its features come in pairs: give an even dim."
             )
-        if not 0 < lowest <= highest < math.inf:
-            raise ValueError(
-                f"FourierFeatures was given frequencies from {lowest} to {highest}: "
-                "give finite ones with 0 < lowest <= highest."
-            )
-        # Rounded to float32 first, so that a float64 network is the same function whether built or cast so.
-        omega = torch.logspace(math.log10(lowest), math.log10(highest), dim // 2, dtype=torch.float32)
-        self.register_buffer("frequencies", omega.to(torch.get_default_dtype()), persistent=False)
+        omega = log_spaced("FourierFeatures", dim // 2, lowest, highest)
+        self.register_buffer("frequencies", omega, persistent=False)
 
     def forward(self, t: Tensor) -> Tensor:
         """Return the features of ``t``: (B,) to (B, dim)."""
         # A product, not a linear layer, which autocast would round to bfloat16.
         angle = t.to(self.frequencies.dtype).unsqueeze(-1) * self.frequencies
         return torch.cat([angle.cos(), angle.sin()], dim=-1)
+
+
+class BlurredWaves(nn.Module):
+    r"""Encode every entry of noised data by waves of log-spaced frequencies, as far as the noise leaves them.
+
+    With :math:`x = (\alpha z_0 + \sigma\epsilon)/\sqrt{\alpha^2+\sigma^2}`, noise :math:`s = \sigma/\alpha`
+    and :math:`y = \sqrt{1+s^2}\,x = z_0 + s\epsilon`,
+
+    .. math:: \phi(y) = e^{-\omega^2 s^2/2}\,(\cos\omega y, \sin\omega y), \qquad
+        \omega = \omega_1, \dots, \omega_n
+
+    which is a wave averaged over Gaussians of width s, as noise does to the waves that make up a density. A
+    network so sees details of size :math:`1/\omega` where there are some, and nothing of them, rather than
+    their noise, where there are none left.
+
+    Args:
+        count: Number n of frequencies, positive.
+        lowest: Smallest angular frequency, radians per unit of ``y``.
+        highest: Largest angular frequency, radians per unit of ``y``.
+
+    Raises:
+        ValueError: If ``count`` is not positive, or the frequencies are not positive and in order.
+
+    References:
+        Tancik et al. (2020), arXiv:2006.10739, for waves that let a perceptron learn details; Barron et al.
+        (2021), arXiv:2103.13415, section 3.1, for averages of waves over a Gaussian.
+
+    Example:
+        >>> waves = BlurredWaves(3)
+        >>> waves(torch.zeros(2, 5), torch.tensor([-9.0, 9.0])).sum(dim=1)  # hardly any noise, and very much
+        tensor([15.,  0.])
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, count: int, lowest: float = 1.0, highest: float = 300.0) -> None:
+        super().__init__()
+        omega = log_spaced("BlurredWaves", whole("BlurredWaves", "count", count, 1), lowest, highest)
+        self.register_buffer("frequencies", omega, persistent=False)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return the waves of ``x``, (B, d), at noise levels ``log(sigma / alpha) / 4``, (B,): (B, 2nd)."""
+        omega = self.frequencies
+        variance = torch.exp(8 * t.to(omega.dtype)).unsqueeze(-1)
+        angle = ((x.to(omega.dtype) * (1 + variance).sqrt()).unsqueeze(-1) * omega).flatten(1)
+        left = torch.exp(-0.5 * variance * omega.square()).repeat(1, x.shape[1])
+        return torch.cat([angle.cos() * left, angle.sin() * left], dim=1)
 
 
 class NoiseEmbedding(nn.Module):
@@ -256,6 +297,18 @@ class NoiseEmbedding(nn.Module):
         if self.cond_dim:
             return f"cond as a floating-point tensor of shape ({rows}, {self.cond_dim})"
         return f"cond as integer labels of shape ({rows},)"
+
+
+def log_spaced(owner: str, count: int, lowest: float, highest: float) -> Tensor:
+    """Return angular frequencies from ``lowest`` to ``highest``, (count,), or raise a ``ValueError``."""
+    if not 0 < lowest <= highest < math.inf:
+        raise ValueError(
+            f"{owner} was given frequencies from {lowest} to {highest}: "
+            "give finite ones with 0 < lowest <= highest."
+        )
+    # Rounded to float32 first, so that a float64 network is the same function whether built or cast so.
+    omega = torch.logspace(math.log10(lowest), math.log10(highest), count, dtype=torch.float32)
+    return omega.to(torch.get_default_dtype())
 
 
 def whole(owner: str, name: str, value: object, least: int) -> int:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .embeddings import NoiseEmbedding, fraction, whole
+from .embeddings import BlurredWaves, NoiseEmbedding, fraction, whole
 
 __all__ = ["MLP"]
 
@@ -17,9 +17,13 @@ class MLP(nn.Module):
     r"""Residual multilayer perceptron whose blocks are scaled and shifted by the noise level.
 
     .. math::
-        h_0 = W_{in} x + b_{in}, \qquad
+        h_0 = W_{in} x + b_{in} + W_\phi\,\phi(x, t), \qquad
         h_{k+1} = h_k + V_k\, \mathrm{silu}(scale_k \odot (W_k h_k + b_k) + shift_k) + c_k, \qquad
         net(x, t) = W_{out} h_K + b_{out}
+
+    where the waves :math:`\phi` of :class:`BlurredWaves` are there if asked for, by ``frequencies``. A
+    perceptron learns smooth functions first; with waves it learns details of size ``1 / highest`` standard
+    deviations as well: spikes, edges, values that recur. They suit a few dimensions and enough rows.
 
     There is no normalisation layer: inputs are unit-scale already, and their size is part of what a score
     depends on. The output layer starts at zero, and hence so does the network.
@@ -35,13 +39,15 @@ class MLP(nn.Module):
         optional_cond: Whether rows may have no condition: ``cond=None`` for all, label -1 or NaN for one.
         augment_dim: Length of the labels of an augmentation; 0 for none.
         values: Numbers put out for every entry; with more than 1 they are the output's second axis.
+        frequencies: Number of frequencies at which waves of every entry are inputs too; 0 for none.
+        highest: The highest of them, in radians per unit of unit-scale data; the lowest is 1.
 
     Raises:
         ValueError: If an argument is out of its range, or conditions do not go together.
 
     References:
         He et al. (2016), arXiv:1603.05027, for the sum without an activation after it; Perez et al. (2018),
-        arXiv:1709.07871, for scale and shift.
+        arXiv:1709.07871, for scale and shift; Tancik et al. (2020), arXiv:2006.10739, for waves as inputs.
 
     Example:
         >>> net = MLP(dim=64, hidden=32, blocks=2)
@@ -61,6 +67,8 @@ class MLP(nn.Module):
         optional_cond: bool = False,
         augment_dim: int = 0,
         values: int = 1,
+        frequencies: int = 0,
+        highest: float = 300.0,
     ) -> None:
         super().__init__()
         self.config = {
@@ -73,8 +81,16 @@ class MLP(nn.Module):
         self.dim, self.dropout, self.values = dim, dropout, whole("MLP", "values", values, 1)
         conditions = (cond_dim, num_classes, optional_cond, augment_dim)
         self.embedding = NoiseEmbedding([hidden] * blocks, time_dim, time_dim, *conditions, owner="MLP")
-        self.config |= self.embedding.config | {"values": self.values}
+        self.config |= self.embedding.config | {
+            "values": self.values,
+            "frequencies": whole("MLP", "frequencies", frequencies, 0),
+            "highest": float(highest),
+        }
         self.input = nn.Linear(dim, hidden)
+        self.waves = BlurredWaves(frequencies, highest=highest) if frequencies else None
+        self.details = nn.Linear(2 * frequencies * dim, hidden, bias=False) if frequencies else None
+        if self.details is not None:
+            nn.init.normal_(self.details.weight, std=(frequencies * dim) ** -0.5)  # a sum of variance 1
         self.first = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(blocks))
         self.second = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(blocks))
         for weight in self.first.parameters():
@@ -87,7 +103,12 @@ class MLP(nn.Module):
         nn.init.zeros_(self.output.bias)
 
     def forward(
-        self, x: Tensor, t: Tensor, cond: Tensor | None = None, augment: Tensor | None = None
+        self,
+        x: Tensor,
+        t: Tensor,
+        cond: Tensor | None = None,
+        augment: Tensor | None = None,
+        raw: Tensor | None = None,
     ) -> Tensor:
         r"""Return the network's output, shaped like ``x``.
 
@@ -96,6 +117,7 @@ class MLP(nn.Module):
             t: Noise level ``log(sigma / alpha) / 4``, (B,).
             cond: None, (B, cond_dim) floating point, or (B,) integer labels, as built.
             augment: None, or labels of an augmentation, (B, augment_dim).
+            raw: What the waves are of, like ``x``, where ``x`` has been transformed; when left out, ``x``.
 
         Returns:
             Output, (B, \*E), or (B, values, \*E).
@@ -110,6 +132,8 @@ class MLP(nn.Module):
             )
         self.embedding.check_inputs(x, t, cond, augment)
         h = self.input(x.reshape(x.shape[0], self.dim))
+        if self.waves is not None and self.details is not None:
+            h = h + self.details(self.waves((x if raw is None else raw).reshape(x.shape[0], self.dim), t))
         modulations = self.embedding(t, cond, augment)
         for first, second, (scale, shift) in zip(self.first, self.second, modulations, strict=True):
             update = F.silu(torch.addcmul(shift, scale, first(h)))

@@ -121,14 +121,20 @@ class Whitened(nn.Module):
         with torch.autocast(x.device.type, enabled=False):  # small variances would drown in its rounding
             y = x.flatten(1) - a * mean
             inputs = self._scaled(y, *(v.rsqrt() for v in self._noised(a, b)))
-        optional = {} if augment is None else {"augment": augment}
-        out = self.network(inputs.reshape(x.shape), t, *(() if cond is None else (cond,)), **optional)
+        out = self._learned(inputs.reshape(x.shape), x, t, cond, augment)
         with torch.autocast(x.device.type, enabled=False):
             variances = (self.variances, self.rest)
             noised = tuple(zip(variances, self._noised(a, b), strict=True))
             linear = self._scaled(y, *(a * b * (own - 1) / v for own, v in noised))
             learned = self._scaled(out.flatten(1).to(x.dtype), *((own / v).sqrt() for own, v in noised))
             return (b * mean + linear + learned).reshape(x.shape)
+
+    def _learned(
+        self, inputs: Tensor, x: Tensor, t: Tensor, cond: Tensor | None, augment: Tensor | None
+    ) -> Tensor:
+        """Put out F' of whitened `inputs`, made from x."""
+        optional = {} if augment is None else {"augment": augment}
+        return self.network(inputs, t, *(() if cond is None else (cond,)), **optional)
 
     def _known(self, x: Tensor) -> Tensor:
         if self.mean is None:
@@ -167,7 +173,8 @@ class Whitened(nn.Module):
 class TableMLP(Whitened):
     """A residual MLP for tables and vectors that starts as the Gaussian of the data's moments.
 
-    It is ``Whitened(MLP(...))``, with the arguments of :class:`MLP`.
+    It is ``Whitened(MLP(...))``, with the arguments of :class:`MLP`; waves, if any, are of the columns
+    themselves, since a value that recurs does so in its column.
 
     Args:
         dim: Number of columns, or total size of a row.
@@ -179,6 +186,8 @@ class TableMLP(Whitened):
         time_dim: Number of Fourier features of the noise level and width of its embedding, even.
         optional_cond: Whether rows may have no condition: ``cond=None`` for all, label -1 or NaN for one.
         augment_dim: Length of the labels of an augmentation; 0 for none.
+        frequencies: Number of frequencies at which waves of every entry are inputs too; 0 for none.
+        highest: The highest of them, in radians per unit of unit-scale data; the lowest is 1.
 
     Raises:
         ValueError: If an argument is out of its range, or conditions do not go together.
@@ -203,9 +212,16 @@ class TableMLP(Whitened):
         time_dim: int = 128,
         optional_cond: bool = False,
         augment_dim: int = 0,
+        frequencies: int = 0,
+        highest: float = 300.0,
     ) -> None:
-        network = MLP(
-            dim, hidden, blocks, cond_dim, num_classes, dropout, time_dim, optional_cond, augment_dim
-        )
+        conditions = (optional_cond, augment_dim)
+        arguments = (dim, hidden, blocks, cond_dim, num_classes, dropout, time_dim, *conditions)
+        network = MLP(*arguments, frequencies=frequencies, highest=highest)
         super().__init__(network)
         self.config = {name: value for name, value in network.config.items() if name != "values"}
+
+    def _learned(
+        self, inputs: Tensor, x: Tensor, t: Tensor, cond: Tensor | None, augment: Tensor | None
+    ) -> Tensor:
+        return self.network(inputs, t, cond, augment, raw=x)
