@@ -337,7 +337,7 @@ def test_a_process_that_is_killed_ends_the_others(pair: Any) -> None:
 @pytest.mark.parametrize(
     "launcher",
     [
-        ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"],
+        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
         # With --cpu it starts several processes through MPI alone; without a GPU this computes on CPUs.
         ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"],
     ],
