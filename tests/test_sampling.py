@@ -102,7 +102,7 @@ def test_mean_and_covariance_are_those_of_the_data(solver, options):
 def test_mean_and_covariance_under_every_process(process):
     """The ODE and the SDE, 10 statistics at 1e-4 each."""
     data, limit = mixture(), float(chi2.isf(1e-4, df=5))
-    for solver, options in (("dopri5", {"rtol": 1e-4, "atol": 1e-4}), ("ancestral", {"steps": 500})):
+    for solver, options in (("dopri5", {"rtol": 1e-4, "atol": 1e-4}), ("ancestral", {"steps": 350})):
         x = data.model(process).sample(N, solver=solver, seed=12, dtype=torch.float32, **options)
         assert statistic(x, process) < limit, solver
 
@@ -151,7 +151,7 @@ def test_exact_draws_pass():
 
 @pytest.mark.parametrize(
     ("solver", "steps"),
-    [("heun", 40), pytest.param("ancestral", 400, marks=pytest.mark.slow)],
+    [("heun", 40), pytest.param("ancestral", 250, marks=pytest.mark.slow)],
 )
 def test_halving_the_step_moves_the_result_by_less_than_the_noise(solver, steps):
     """The same prior draws; the statistic's own yardstick, of which the noise takes 5 on average."""
