@@ -63,6 +63,9 @@ LOSSES: dict[str, Loss] = {
     "uncertainty": LearnedUncertainty(),
     "likelihood": DenoisingLoss(Likelihood(), UniformTime(), proposal=UniformLogSNR()),
     "likelihood-adaptive": DenoisingLoss(Likelihood(), UniformTime(), proposal=Adaptive()),
+    "likelihood-stable": DenoisingLoss(
+        Likelihood(), UniformTime(), proposal=Adaptive(), targets=StableTargets()
+    ),
     "vlb": VariationalBound(),
     "adaptive": DenoisingLoss(_BALANCED.weighting, _BALANCED.times, proposal=Adaptive()),
     "stable-targets": DenoisingLoss(_BALANCED.weighting, _BALANCED.times, targets=StableTargets()),

@@ -62,7 +62,7 @@ def measure(path: str, config: Path, seconds: float, seeds: int, out: Path | Non
     for seed in range(seeds):
         model, spent = train_on(train, config, "--seed", seed)
         with torch.no_grad():
-            result = model.log_likelihood(torch.cat([held, moved]), rtol=1e-3, atol=1e-3)
+            result = model.log_likelihood(torch.cat([held, moved]), rtol=1e-4, atol=1e-4)
         solver = float(result.solver_error.mean())
         note(lines, out, values, "diffusion", seed, spent, result.log_prob, solver=solver)
         best, spent = flow(train, val, seconds, seed)
