@@ -85,7 +85,8 @@ class Engine:
         if self._tracking:
             for tracker in self.accelerator.trackers:  # end_training() would end the process group as well
                 tracker.finish()
-        self.accelerator.free_memory()
+        if not self._plain:  # else it holds nothing, and a collection of garbage is not cheap
+            self.accelerator.free_memory()
         if self._fresh:
             AcceleratorState._reset_state()
         if error is not None and self.processes > 1 and explained(error) is not error:
