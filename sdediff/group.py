@@ -95,6 +95,16 @@ class Group:
                 self._agreed = error if rank == self.rank and error is not None else _rebuilt(*failure)
                 raise self._agreed from None
 
+    @contextmanager
+    def alike(self) -> Iterator[None]:
+        """Within this context an error is one that all processes have, here: they agree on the first's."""
+        try:
+            yield
+        except Exception as error:
+            if self.size > 1:
+                self.agree(error)
+            raise
+
     def agreed(self, error: BaseException) -> bool:
         """Whether all processes raise this error, so that the first one may tell of it for all."""
         return error is self._agreed and not isinstance(error, Gone)
@@ -228,11 +238,7 @@ def launched() -> Iterator[Group]:
         2
     """
     group = current()
-    try:
+    with group.alike():
         yield group
-    except Exception as error:
-        if group.size > 1:
-            group.agree(error)
-        raise
     if group.size > 1:
         group.agree()

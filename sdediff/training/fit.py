@@ -276,7 +276,8 @@ def _fit(
     seed, augment = settings.seed, settings.augment
     validation = None if held[0] is None else Validation(model, *held, objective, seed, augment)
     trainer = Trainer(model, source, settings, objective, engine, validation, folder, stored)
-    _check_alike(engine, {"step": trainer.step} | config)
+    with engine.group.alike():
+        _check_alike(engine, {"step": trainer.step} | config)
     if folder is not None and engine.main:
         facts = {"processes": engine.processes, "device": str(engine.device), "step": trainer.step}
         folder.begin(config, stored is not None, facts)

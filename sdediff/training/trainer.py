@@ -231,7 +231,8 @@ class Trainer:
         losses = torch.stack([part.loss.sum() for part in seen])
         loss, size, stop, over = engine.sum(losses.sum() / total, norm / engine.processes, *flags)
         size = 0.0 if engine.scales_gradients else size
-        self._watch(k, loss, size, lambda: engine.whole(not_finite(x), rows, total), self._intact)
+        with engine.group.alike():
+            self._watch(k, loss, size, lambda: engine.whole(not_finite(x), rows, total), self._intact)
         for group in self.optimizer.param_groups:
             group["lr"] = settings.rate(k)
         self._updating = True
