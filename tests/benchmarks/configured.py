@@ -50,7 +50,7 @@ def photographs(config: Path, count: int = 832) -> None:
     held, model = held[:count].float(), trained(train, config)
     cells = sdediff.Quantisation(levels=256)
     began = time.process_time()
-    result = model.discrete_log_likelihood(held, cells, rtol=1e-3, atol=1e-3)
+    result = model.discrete_log_likelihood(held, cells, rtol=1e-4, atol=1e-4)
     bits = result.bits_per_dim()
     print(f"held-out bits/dim {mean(bits)}, {result.kind}, {len(held)} patches, uniform dequantisation")
     error = float(result.solver_error.mean()) / model.dim / math.log(2)
