@@ -232,7 +232,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the processes left."""
     folder = tmp_path_factory.mktemp("runs")
     command = [sys.executable, __file__, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    alone = {**os.environ, "OMP_NUM_THREADS": "1"}  # as torchrun sets it for each of several
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, env=alone)
     assert done.returncode == 0, done.stderr
     ended = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
     killed = {"one_is_killed": [0, -signal.SIGKILL]}

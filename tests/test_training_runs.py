@@ -242,7 +242,7 @@ def test_previews_show_samples_and_errors(tmp_path: Path) -> None:
     names = sorted(path.name for path in (tmp_path / "previews").iterdir())
     assert names == ["000000020-noise.png", "000000020-samples.png"]
     assert all((tmp_path / "previews" / n).read_bytes()[:4] == b"\x89PNG" for n in names)
-    with pytest.raises(ValueError, match=r"give fit\(out=\)"):
+    with pytest.raises(TypeError, match="give out="):
         quick(make_model(), callbacks=[Preview(every=20)])
 
 
