@@ -6,6 +6,7 @@ the next exchange, and none waits for one that has gone.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -222,7 +223,16 @@ def _found() -> Group:
     elif torch.cuda.is_available():
         device = torch.device("cuda", torch.cuda.current_device())
     channel = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    atexit.register(_leave, channel)
     return Group(dist.get_rank(), dist.get_world_size(), device, channel)
+
+
+def _leave(channel: Any) -> None:
+    """End gloo's threads before the interpreter does: now and then one that is left aborts the process."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group(None if dist.get_backend() == "gloo" else channel)
 
 
 @contextmanager
