@@ -137,3 +137,16 @@ def test_columns_are_aligned() -> None:
     lines = text.splitlines()
     assert len({len(line) for line in lines}) == 1
     assert lines[2].startswith("long") and lines[0].endswith("   d")
+
+
+def test_a_sample_that_fails_is_counted_and_left_out() -> None:
+    def score(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        lost = torch.arange(len(x)).reshape(-1, 1, 1, 1) == 2
+        return torch.where(lost, torch.nan, -x)
+
+    model = sdediff.from_callable(score, sdediff.VP(), "score", (1, 8, 8))
+    rows = (table.Row("Euler", "ODE", "euler", {"steps": 3}),)
+    with pytest.warns(UserWarning, match="1 of 5 samples failed, the first at row 2"):
+        lines, samples = table.compare(model, sdediff.data.digits(), rows, 5, seed=0, progress=False)
+    assert lines["rows"][0]["failed"] == 1 and samples["Euler"].shape == (4, 1, 8, 8)
+    assert math.isfinite(lines["rows"][0]["energy_distance"])
