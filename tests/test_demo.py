@@ -145,6 +145,7 @@ def test_a_sample_that_fails_is_counted_and_left_out() -> None:
         return torch.where(lost, torch.nan, -x)
 
     model = sdediff.from_callable(score, sdediff.VP(), "score", (1, 8, 8))
+    model.set_units(sdediff.data.digits().train)
     rows = (table.Row("Euler", "ODE", "euler", {"steps": 3}),)
     with pytest.warns(UserWarning, match="1 of 5 samples failed, the first at row 2"):
         lines, samples = table.compare(model, sdediff.data.digits(), rows, 5, seed=0, progress=False)
