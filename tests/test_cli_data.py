@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sdediff import data
+from sdediff import cli, data
 from sdediff.cli import main, tables
 
 
@@ -35,6 +35,30 @@ def test_a_folder_is_rows_that_are_split_written_and_read_again(folder: Path, tm
         ValueError, match=r"rows of shape \(1, 6, 5\) where rows of shape \(2, 2\) are needed"
     ):
         tables.open_rows(str(folder), (2, 2))
+
+
+def test_training_takes_some_columns_and_images_of_several_sizes(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.fromarray(np.zeros((9, 7), np.uint8)).save(folder / "other.png")
+    few = ["--steps", "2", "--batch_size", "2", "--progress", "false", "--network.hidden", "8"]
+    command = [
+        "train",
+        str(folder),
+        "--size",
+        "4",
+        "--data_shape",
+        "[16]",
+        "--out",
+        str(tmp_path / "a"),
+        *few,
+    ]
+    assert cli.main(command) == 0 and "each of shape (16,)" in capsys.readouterr().out
+    (tmp_path / "t.csv").write_text("a,b,c\n" + "\n".join(f"{i},,{i * i}" for i in range(20)))
+    command = ["train", str(tmp_path / "t.csv"), "--columns", "[a,c]", "--out", str(tmp_path / "b"), *few]
+    assert cli.main(command) == 0 and "each of shape (2,)" in capsys.readouterr().out
+    assert cli.main([*command, "--resume", "true"]) == 0
+    assert "resumed   after 2 of 2 steps, which is all of them: give more --steps" in capsys.readouterr().out
 
 
 def test_what_is_too_large_for_memory_stays_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

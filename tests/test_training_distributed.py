@@ -406,7 +406,7 @@ def test_a_signal_to_the_launcher_leaves_a_run_that_one_process_goes_on_with(tmp
         time.sleep(0.1)
     running.terminate()
     out, err = finished(running)
-    assert out.count("model     ") == 1 and out.count("stopped   by SIGTERM after a checkpoint") == 1, err
+    assert out.count("model     ") == 1 and out.count("stopped   by SIGTERM; step ") == 1, err
     stopped = RunFolder(tmp_path / "run").load()
     assert stopped is not None and stopped.step >= 4 and not (tmp_path / "run" / "model.safetensors").exists()
     out, err = finished(started("sdediff", f"--out run --resume --steps {stopped.step + 4}", tmp_path))

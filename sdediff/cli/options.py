@@ -108,6 +108,8 @@ def make_options(process: str, network: str | None) -> ArgumentParser:
         default=None,
         help="of a row, such as [1,28,28]; the file's own",
     )
+    add("--columns", type=list[str], default=[], help="of a table, such as [a,c]; all of them when left out")
+    add("--size", type=int | None, default=None, help="pixels a side that images are cut and resized to")
     add("--dequantise", type=bool, default=False, help="add uniform (0, 1) noise to whole numbers")
     add("--loss", type=Literal[tuple(LOSSES)], default=default(fit, "loss"), help="weights of noise levels")
     add("--lr", type=float, default=default(fit, "lr"), help="peak learning rate")

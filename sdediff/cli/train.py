@@ -40,7 +40,8 @@ def main(argv: list[str]) -> int:
     current()  # join the launch, so that what all have to say is said once
     out, resumed = Path(options.out), _resumed(options)
     say = print if is_main() else _silent
-    rows = tables.open_rows(options.data, options.data_shape)
+    choice = {name: options[name] for name in ("columns", "size") if options[name]}
+    rows = tables.open_rows(options.data, options.data_shape, **choice)
     if options.network.name is None:
         options = read_options([*argv, "--network.name", "MLP" if len(rows.shape) == 1 else "UNet"])
     train, val = tables.parts(options.data, rows, options.val_fraction, options.seed)
@@ -49,6 +50,10 @@ def main(argv: list[str]) -> int:
     say(f"model     {model}")
     if tables.are_levels(rows) and not options.dequantise and len(rows.shape) > 1:
         say("note      the data are whole numbers: for log-likelihoods of them train with --dequantise")
+    if resumed:
+        reached = _reached(out)
+        note = "" if reached < options.steps else ", which is all of them: give more --steps to go on"
+        say(f"resumed   after {reached} of {options.steps} steps{note}")
     if not resumed and is_main():
         _begin(out, options, val, rows.columns)
     result = _fit(model, train, val, options, out)
@@ -113,18 +118,25 @@ def _fit(
             _leave(out)
             raise KeyboardInterrupt("interrupted before the first step") from None
         raise KeyboardInterrupt(
-            f"interrupted; what was trained is kept, sdediff train --out {out} --resume goes on with it"
+            f"interrupted; step {_reached(out)} is kept, and sdediff train --out {out} --resume goes on"
         ) from None
     except SystemExit:
         if is_main():
             print(
-                f"stopped   by SIGTERM after a checkpoint: sdediff train --out {out} --resume goes on with it"
+                f"stopped   by SIGTERM; step {_reached(out)} is kept, and sdediff train --out {out} "
+                "--resume goes on"
             )
         raise
     except Exception:
         if RunFolder(out).latest() is None and not (out / "log.csv").exists():
             _leave(out)
         raise
+
+
+def _reached(out: Path) -> int:
+    """The step of the last checkpoint."""
+    latest = RunFolder(out).latest()
+    return 0 if latest is None else int(latest.stem)
 
 
 def _resumed(options: Namespace) -> bool:

@@ -99,14 +99,20 @@ class Calibration:
         """Whether so many rows lie inside their 50 % interval as chance explains once in a thousand times."""
         from scipy.stats import binom
 
-        n = len(self.difference)
-        return round(float(self.observed[LEVELS.index(0.5)]) * n) > binom.ppf(0.999, n, 0.5)
+        return self._central > binom.ppf(0.999, len(self.difference), 0.5)
+
+    @property
+    def _central(self) -> int:
+        """Rows whose difference lies in its 50 % interval."""
+        return round(float(self.observed[LEVELS.index(0.5)]) * len(self.difference))
 
     @property
     def verdict(self) -> str:
         """What is observed, in words."""
         n, (least, most) = len(self.difference), self.expected
-        size = "too small" if self.too_small else "larger than need be" if self.too_large else "right"
+        size = "too small" if self.too_small else "right"
+        if self.too_large:
+            size = f"larger than need be ({self._central} of {n} are inside their 50 % interval)"
         return (
             f"{self.inside} of {n} inside their 95 % interval, {least} to {most} expected: stated errors are "
             f"{size}; largest difference {float(self.difference.abs().max()):.2g} nats"

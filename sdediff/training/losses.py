@@ -85,9 +85,9 @@ def get_loss(loss: str | Loss) -> Loss:
     if not isinstance(loss, str) and hasattr(loss, "objective"):
         return loss
     if loss not in LOSSES:
-        near = difflib.get_close_matches(str(loss), LOSSES, n=1, cutoff=0.0)[0]
+        near = difflib.get_close_matches(str(loss), LOSSES, n=1, cutoff=0.5)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise ValueError(
-            f"there is no loss {loss!r} (did you mean {near!r}?): give one of {', '.join(LOSSES)} or a "
-            "DenoisingLoss"
+            f"there is no loss {loss!r}{hint}: give one of {', '.join(LOSSES)} or a DenoisingLoss"
         )
     return LOSSES[loss]
